@@ -1,0 +1,235 @@
+"""What the engine asks of the outside, as Protocols, and the data that crosses the line.
+
+Implemented in `persistence`; imported by nobody's implementation details. A caller of the engine builds
+these once, in `web.application`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+from uuid import UUID
+
+from attrs import field, frozen
+
+from engine.jobs.job import JobChange, NewJob
+from engine.tasks.events import Output, TaskEvent, Usage
+from engine.tasks.state import Status, TaskState
+
+# --- the journal: everything that must survive is written through it --------------------------------
+
+
+class Durability(StrEnum):
+    """Where an acknowledged fact is: in the database, or in this process's memory until the database is back."""
+
+    DURABLE = "durable"
+    MEMORY = "memory"
+
+
+@frozen
+class PredictionChange:
+    """Upsert of a row of `predictions`, keyed by `id`: the attempt's uuid, written before the provider is called."""
+
+    id: UUID
+    task_id: UUID
+    attempt: int
+    provider: str
+    status: str
+    input: dict[str, Any] | None = None
+    external_id: str | None = None
+    output: Any = None
+    logs: str | None = None
+    metrics: dict[str, Any] | None = None
+    error_message: str | None = None
+    usage: Usage | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+
+
+@frozen
+class Entry:
+    """One atomic step of one task: all of it is committed, or nothing.
+
+    `task` is the state after `events`; its row is written from it. `new_job` is inserted, `job` is applied under its
+    fence: when the fence is stale the whole entry is refused.
+    """
+
+    task: TaskState
+    events: tuple[TaskEvent, ...] = ()
+    new_job: NewJob | None = None
+    job: JobChange | None = None
+    predictions: tuple[PredictionChange, ...] = ()
+    outputs: tuple[Output, ...] = ()
+
+
+@frozen
+class Committed:
+    """The entry is in the database."""
+
+
+@frozen
+class Buffered:
+    """The database is away: the entry is in memory, in order; `Committed` or `Refused` follows on the same callback."""
+
+
+@frozen
+class Duplicate:
+    """The user's idempotency key already belongs to this task; nothing was written."""
+
+    task_id: UUID
+
+
+@frozen
+class Refused:
+    """Nothing was written: `stale_fence`, `terminal` (another outcome was first), `conflict` or `poison`."""
+
+    reason: str
+
+
+Receipt = Committed | Buffered | Duplicate | Refused
+Notify = Callable[[Receipt], None]
+
+
+class JournalFull(Exception):
+    """The buffer is at its bound (or strict mode is on and the database is away). `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"the journal cannot take more; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+@frozen
+class JournalHealth:
+    """What operators and `/readyz` show. `since` is the Unix time of the last change of `up`."""
+
+    up: bool
+    since: float
+    buffered: int
+    bound: int
+    last_error: str | None = None
+
+
+class Journal(Protocol):
+    """Group commit of entries, in the order in which they were submitted for each task."""
+
+    def submit(self, entry: Entry, notify: Notify) -> None:
+        """Takes an entry without waiting; `notify` is called on the loop with each receipt. Raises JournalFull."""
+        ...
+
+    async def write(self, entry: Entry) -> Receipt:
+        """Submits and waits for the first receipt."""
+        ...
+
+    def health(self) -> JournalHealth: ...
+
+
+# --- reading back ------------------------------------------------------------------------------------
+
+
+@frozen
+class Page:
+    """A page of history, newest first; `cursor` fetches the next one."""
+
+    tasks: tuple[TaskState, ...]
+    cursor: str | None
+
+
+class TaskStore(Protocol):
+    """Tasks as PostgreSQL has them. Every method raises StorageDown when the database is away."""
+
+    async def load(self, task_id: UUID) -> TaskState | None:
+        """Latest snapshot + events after it, or the fold of the whole log."""
+        ...
+
+    async def events(self, task_id: UUID, after: int = 0, limit: int = 500) -> tuple[TaskEvent, ...]: ...
+
+    async def history(
+        self,
+        user: str,
+        status: Status | None = None,
+        model: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page: ...
+
+    async def by_idempotency_key(self, user: str, key: str) -> UUID | None: ...
+
+    async def unfinished(self, after: tuple[int, float, UUID] | None, limit: int) -> tuple[TaskState, ...]:
+        """Tasks that are not terminal, by (priority, created_at, id), after the given key."""
+        ...
+
+
+class SnapshotStore(Protocol):
+    async def save(self, states: Sequence[TaskState]) -> None:
+        """Writes one snapshot for each state, in one batch."""
+        ...
+
+
+class StorageDown(Exception):
+    """The database cannot be reached now."""
+
+
+# --- models and users --------------------------------------------------------------------------------
+
+
+@frozen
+class Model:
+    """A row of the model registry. `price` maps units (`input_token`, `output_token`, `second`) to US dollars."""
+
+    id: UUID
+    name: str
+    provider: str
+    slug: str
+    version: str
+    category: str
+    owner: str | None = None
+    description: str | None = None
+    documentation_url: str | None = None
+    input_schema: dict[str, Any] = field(factory=dict)
+    defaults: dict[str, Any] = field(factory=dict)
+    fallbacks: tuple[UUID, ...] = ()
+    price: dict[str, float] = field(factory=dict)
+    settings: dict[str, Any] = field(factory=dict)
+    is_active: bool = True
+
+
+class ModelStore(Protocol):
+    async def all(self) -> tuple[Model, ...]: ...
+
+    async def put(self, model: Model) -> None:
+        """Inserts or replaces by id. Raises NameTaken."""
+        ...
+
+    async def remove(self, model_id: UUID) -> bool: ...
+
+
+class NameTaken(Exception):
+    """Another model has this (name, version) or (provider, owner, slug, version)."""
+
+
+class UserStore(Protocol):
+    async def preferences(self, user: str) -> dict[str, Any]: ...
+
+    async def put_preferences(self, user: str, preferences: dict[str, Any]) -> None: ...
+
+
+# --- artifacts ---------------------------------------------------------------------------------------
+
+
+@frozen
+class StoredObject:
+    name: str
+    size: int
+    sha256: str
+    content_type: str
+
+
+class ArtifactStore(Protocol):
+    """Where outputs are kept: a bucket or a folder. A name is written once; its content never changes."""
+
+    async def put(self, name: str, chunks: AsyncIterable[bytes], content_type: str) -> StoredObject: ...
+
+    async def url(self, name: str, expires_in: float) -> str: ...
+
+    async def delete(self, name: str) -> None: ...

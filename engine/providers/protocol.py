@@ -1,0 +1,125 @@
+"""What every provider is: one method that turns a request into a stream of typed events.
+
+A provider is a class with `run`, an async generator, always closed with `aclosing`; closing it early
+(cancellation) must stop the provider's work. It retries nothing: retries are the job queue's.
+A failure is an event, `Failed`, and ends the stream; an exception that escapes is a bug and counts as a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from enum import StrEnum
+from typing import Any, Protocol
+from uuid import UUID
+
+from attrs import frozen
+
+from engine.tasks.events import Usage
+
+
+class FailureKind(StrEnum):
+    """What a failure means for the queue."""
+
+    RETRYABLE = "retryable"
+    PERMANENT = "permanent"
+    QUOTA = "quota"
+    INVALID_INPUT = "invalid_input"
+    CANCELLED = "cancelled"
+    UNAVAILABLE = "unavailable"
+    """No capacity: try again later, without burning an attempt."""
+
+
+@frozen
+class ProviderRequest:
+    """One attempt at one task. `attempt_id` was written down before the call: the intent."""
+
+    task_id: UUID
+    attempt: int
+    attempt_id: UUID
+    model: str
+    slug: str
+    version: str
+    input: dict[str, Any]
+    external_id: str | None = None
+    """The provider's id of a prediction to adopt instead of making a new one."""
+
+
+@frozen
+class Accepted:
+    """The provider took the work under its own id."""
+
+    external_id: str
+    status: str = "starting"
+
+
+@frozen
+class Progress:
+    """`fraction` 0.0-1.0 of this attempt."""
+
+    fraction: float
+    step: str | None = None
+    message: str | None = None
+    eta_seconds: float | None = None
+
+
+@frozen
+class TextDelta:
+    """More text, to be appended."""
+
+    text: str
+
+
+@frozen
+class OutputReady:
+    """A file is ready: at `url` (the provider's, short-lived) or as `data`."""
+
+    index: int
+    url: str | None = None
+    data: bytes | None = None
+    content_type: str | None = None
+    name: str | None = None
+
+
+@frozen
+class UsageReported:
+    usage: Usage
+
+
+@frozen
+class Finished:
+    """The last event of a good attempt. `raw_status` is the provider's own word."""
+
+    raw_status: str = "succeeded"
+    metrics: dict[str, Any] | None = None
+
+
+@frozen
+class Failed:
+    """The last event of a bad attempt. `action` tells the person what to do; `retry_after` is in seconds."""
+
+    kind: FailureKind
+    code: str
+    message: str
+    action: str = "Try again later."
+    retry_after: float | None = None
+    raw_status: str | None = None
+
+
+@frozen
+class Sabotage:
+    """Asks the TaskServer to crash: how the `simulate` model shows what supervision does."""
+
+    reason: str
+
+
+ProviderEvent = Accepted | Progress | TextDelta | OutputReady | UsageReported | Finished | Failed | Sabotage
+
+
+class Provider(Protocol):
+    """A back end that generates."""
+
+    name: str
+
+    def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
+        """Runs one attempt; the last event is `Finished` or `Failed`."""
+        ...

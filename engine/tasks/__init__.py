@@ -1,0 +1,1 @@
+"""The task: its events, its state, and the TaskServer that holds its truth in memory."""

@@ -1,0 +1,148 @@
+"""The state of a task and the fold that makes it from events.
+
+Pure: data in, data out. `fold` is the only place that says what a durable event does to a task;
+`with_progress` and `with_text` do the same for what is live and lossy.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from attrs import evolve, frozen
+
+from engine.tasks import events as ev
+from engine.tasks.events import Output, TaskEvent, Usage
+
+
+class Status(StrEnum):
+    """Where a task is in its life. The last three are terminal."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+
+@frozen
+class TaskError:
+    """The last error of a task, in words for a person."""
+
+    code: str
+    message: str
+    action: str
+    retryable: bool
+    will_retry_at: float | None = None
+
+
+@frozen
+class TaskState:
+    """A task's whole truth. Times are Unix seconds; `progress` is 0.0-1.0; `text` is what was generated so far."""
+
+    id: UUID
+    user: str
+    model_id: UUID
+    model: str
+    provider: str
+    input: dict[str, Any]
+    created_at: float
+    priority: int = 4
+    max_attempts: int = 3
+    queue: str = "default"
+    job_id: UUID | None = None
+    status: Status = Status.QUEUED
+    attempt: int = 0
+    seq: int = 0
+    progress: float = 0.0
+    step: str | None = None
+    message: str | None = None
+    eta_seconds: float | None = None
+    text: str = ""
+    outputs: tuple[Output, ...] = ()
+    usage: Usage | None = None
+    error: TaskError | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+    idempotency_key: str | None = None
+    trace_parent: str | None = None
+
+
+def fold(state: TaskState | None, event: TaskEvent) -> TaskState:
+    """The state after `event`. The first event must be `Created` with seq 1; later ones follow without a gap.
+
+    Raises:
+        ValueError: the event does not follow the state.
+    """
+    if state is None:
+        if not isinstance(event.body, ev.Created) or event.seq != 1:
+            raise ValueError(f"a log starts with Created at seq 1, not {event.body!r} at {event.seq}")
+        return _created(event, event.body)
+    if event.seq != state.seq + 1:
+        raise ValueError(f"event {event.seq} does not follow {state.seq} of task {state.id}")
+    return evolve(_apply(state, event), seq=event.seq)
+
+
+def _created(event: TaskEvent, body: ev.Created) -> TaskState:
+    return TaskState(
+        id=event.task_id,
+        user=body.user,
+        model_id=body.model_id,
+        model=body.model,
+        provider=body.provider,
+        input=body.input,
+        created_at=event.at,
+        priority=body.priority,
+        max_attempts=body.max_attempts,
+        queue=body.queue,
+        job_id=body.job_id,
+        seq=event.seq,
+        idempotency_key=body.idempotency_key,
+        trace_parent=body.trace_parent,
+    )
+
+
+def _apply(state: TaskState, event: TaskEvent) -> TaskState:
+    match event.body:
+        case ev.Started():
+            return evolve(
+                state,
+                status=Status.PROCESSING,
+                attempt=event.attempt,
+                started_at=state.started_at or event.at,
+                error=None,
+                **_BLANK,
+            )
+        case ev.AttemptFailed(code, message, action, at):
+            error = TaskError(code, message, action, retryable=True, will_retry_at=at)
+            return evolve(state, status=Status.QUEUED, error=error)
+        case ev.Reset():
+            return evolve(state, text="", outputs=(), **_BLANK)
+        case ev.OutputStored(output):
+            return evolve(state, outputs=(*state.outputs, output))
+        case ev.Responded(text, usage):
+            return evolve(state, text=text, usage=usage or state.usage)
+        case ev.Completed(_, usage, _):
+            done = evolve(state, status=Status.COMPLETED, progress=1.0, usage=usage or state.usage, error=None)
+            return evolve(done, completed_at=event.at, eta_seconds=None)
+        case ev.Failed(code, message, action, retryable):
+            error = TaskError(code, message, action, retryable)
+            return evolve(state, status=Status.FAILED, error=error, completed_at=event.at, eta_seconds=None)
+        case ev.Cancelled():
+            return evolve(state, status=Status.CANCELLED, completed_at=event.at, eta_seconds=None)
+        case ev.Requeued(job_id):
+            blank = evolve(state, status=Status.QUEUED, job_id=job_id, completed_at=None, error=None, **_BLANK)
+            return evolve(blank, text="", outputs=())
+        case ev.Created():
+            raise ValueError(f"task {state.id} was created twice")
+
+
+_BLANK: dict[str, Any] = {"progress": 0.0, "step": None, "message": None, "eta_seconds": None}

@@ -1,0 +1,1 @@
+"""The outside, implemented: PostgreSQL, the journal, snapshots, recovery, artifacts. Imports `engine` only."""
