@@ -1,0 +1,137 @@
+"""Everything that can be set, with its default: from the command line, ELWIFT_* variables or a TOML file.
+
+The order of precedence is the order of that sentence. Pure data; imports nothing of ours. Secrets are of a type
+whose repr hides them, so that they show in no traceback.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import typed_settings as ts
+from attrs import evolve, field, frozen
+from typed_settings.types import SecretStr
+
+from engine.errors import UserError
+
+NO_SECRET = SecretStr("")
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def default_data_dir() -> Path:
+    """Root's data is not put under its home: PostgreSQL runs as another user then, and must be able to reach it."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/elwift")
+    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local" / "share"))) / "elwift"
+
+
+@frozen
+class Settings:
+    """Settings of one server. Times are in seconds, sizes in bytes; an empty string means: not set."""
+
+    # where it listens
+    host: str = "127.0.0.1"
+    port: int = 4000
+    public_url: str = ""
+    """How the outside reaches this server (https://…); webhooks need it."""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    allowed_origins: str = ""
+    """Comma-separated: `https://app.example`, `*.example.org`, `same` (the default) or `*`."""
+
+    # what it keeps
+    data_dir: Path = field(factory=default_data_dir)
+    database_url: SecretStr = NO_SECRET
+    """Empty: an embedded PostgreSQL in `data_dir`."""
+    postgres_bin_dir: str = ""
+    strict_durability: bool = False
+    """Answer 503 rather than accept a task in memory while the database is away."""
+    snapshot_interval: float = 5.0
+    retention_days: float = 0.0
+    """Finished tasks older than this are archived; 0 keeps them."""
+    gcs_bucket: str = ""
+    """Empty: outputs are kept in a folder of `data_dir`."""
+
+    # who may come in
+    jwt_secret: SecretStr = NO_SECRET
+    jwt_keys: str = ""
+    """A file or an https URL with a JSON Web Key Set (RS256, ES256)."""
+    tokens: SecretStr = NO_SECRET
+    """Opaque tokens: `token=user` or `token=user:operator`, separated by commas."""
+
+    # how much it takes
+    max_connections: int = 20_000
+    max_connections_per_address: int = 20_000
+    max_body_bytes: int = 1_000_000
+    max_frame_bytes: int = 1_000_000
+    max_queued: int = 10_000
+    max_queued_per_user: int = 2_000
+    concurrency: int = 256
+    """Attempts that run at once in this process, over all models."""
+
+    # who generates
+    local_model: bool = True
+    local_threads: int = 0
+    """Threads of the local model; 0: one less than there are cores, at least one."""
+    openai_api_key: SecretStr = NO_SECRET
+    openai_base_url: str = ""
+    anthropic_api_key: SecretStr = NO_SECRET
+    anthropic_base_url: str = ""
+    gemini_api_key: SecretStr = NO_SECRET
+    gemini_base_url: str = ""
+    replicate_api_token: SecretStr = NO_SECRET
+    replicate_base_url: str = ""
+    replicate_webhook_secrets: SecretStr = NO_SECRET
+    cog_urls: str = ""
+    """Cog model servers: `name=http://host:port`, separated by commas."""
+
+    # how it lives and dies
+    shutdown_timeout: float = 15.0
+    preempt_budget: float = 1.0
+    """A process that holds the loop longer than this is interrupted and dies alone; 0 turns it off."""
+    log_format: str = "auto"
+    """`json`, `console`, or `auto`: console on a terminal."""
+    log_level: str = "info"
+
+    @property
+    def guarded(self) -> bool:
+        """Whether clients must show a token; else there is one development user."""
+        return bool(self.jwt_keys or self.jwt_secret or self.tokens)
+
+
+def load(config: Path | None = None, **flags: object) -> Settings:
+    """Settings from `config`, then the environment, then `flags` that are not None.
+
+    Raises:
+        UserError: `bad_settings`, with what is wrong and where.
+    """
+    files: list[str | Path] = [config] if config else []
+    try:
+        settings = ts.load(Settings, appname="elwift", config_files=files, env_prefix="ELWIFT_")
+    except (ts.exceptions.TsError, OSError) as problem:
+        raise UserError("bad_settings", f"The settings cannot be read: {_words(problem)}.") from problem
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    return check(evolve(settings, **given))
+
+
+def _words(problem: BaseException) -> str:
+    """What is wrong, from the innermost problems: the outer ones only count them."""
+    if isinstance(problem, BaseExceptionGroup):
+        return "; ".join(map(_words, problem.exceptions))
+    inner = problem.__cause__
+    return _words(inner) if isinstance(inner, BaseExceptionGroup) else str(problem)
+
+
+def check(settings: Settings) -> Settings:
+    """Refuses settings that contradict each other. Raises UserError."""
+    if not settings.guarded and settings.host not in LOOPBACK:
+        raise UserError(
+            "unguarded",
+            f"Without tokens the server listens on loopback only, not on {settings.host}. "
+            "Set ELWIFT_JWT_SECRET, ELWIFT_JWT_KEYS or ELWIFT_TOKENS to open it to others.",
+        )
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise UserError("bad_settings", "tls_certificate and tls_key must be set together.")
+    return settings
