@@ -6,8 +6,9 @@ these once, in `web.application`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -219,17 +220,28 @@ class UserStore(Protocol):
 
 @frozen
 class StoredObject:
+    """What a store has under a name; `size` in bytes."""
+
     name: str
     size: int
-    sha256: str
     content_type: str
 
 
 class ArtifactStore(Protocol):
     """Where outputs are kept: a bucket or a folder. A name is written once; its content never changes."""
 
-    async def put(self, name: str, chunks: AsyncIterable[bytes], content_type: str) -> StoredObject: ...
+    async def put(self, name: str, source: Path, content_type: str) -> StoredObject:
+        """Stores a local file. Where the name is taken, what is there stays and is answered. Raises StoreFailed."""
+        ...
 
-    async def url(self, name: str, expires_in: float) -> str: ...
+    async def url(self, name: str, expires_in: float) -> str:
+        """A link that anyone who has it may fetch for `expires_in` seconds."""
+        ...
 
-    async def delete(self, name: str) -> None: ...
+    async def delete(self, name: str) -> None:
+        """Removes an object; a missing one is fine."""
+        ...
+
+
+class StoreFailed(Exception):
+    """An artifact could not be stored now; another try may do better."""
