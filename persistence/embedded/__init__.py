@@ -1,0 +1,1 @@
+"""PostgreSQL as a part of the product: its binaries, its folder, and the child process that is watched over."""

@@ -1,0 +1,276 @@
+"""The embedded PostgreSQL: a child process that is made once, started, watched, started again, and stopped.
+
+It listens on a socket in the file system only, in a folder that nobody else can enter. `EmbeddedServer.run` is the
+whole life; the process of the supervision tree around it is in `persistence.tree`. Its death is not ours: it is
+started again with a growing pause, for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import trio
+from attrs import define, field, frozen
+
+from persistence.embedded import binaries, leftovers
+from persistence.embedded.folder import Account, DataFolder, Layout, lay_out, make_home, make_private
+
+log = logging.getLogger(__name__)
+server_log = logging.getLogger("postgres")
+
+SUPERUSER = "elwift"
+DATABASE = "postgres"
+START_TIMEOUT = 60.0
+"""Seconds for a start: after a crash PostgreSQL replays its log first."""
+STOP_TIMEOUT = 10.0
+PAUSES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+"""Seconds before start number n after a death; the last one stays."""
+SETTLED = 10.0
+"""Seconds of life after which a start counts as good and the pauses begin anew."""
+
+SETTINGS = {
+    "listen_addresses": "",
+    "max_connections": "64",
+    "shared_buffers": "128MB",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "2GB",
+    "wal_compression": "on",
+    "checkpoint_timeout": "10min",
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+    "autovacuum_vacuum_cost_delay": "1ms",
+    "lc_messages": "C",
+    "log_min_messages": "warning",
+    "log_line_prefix": "",
+    "log_checkpoints": "off",
+    "timezone": "UTC",
+}
+
+
+class ServerFailed(Exception):
+    """PostgreSQL did not start; the message has its own words."""
+
+
+@frozen
+class Installation:
+    """What is needed to run the server: its programs and its places."""
+
+    bin_dir: Path
+    layout: Layout
+
+
+@define(eq=False)
+class EmbeddedServer:
+    """PostgreSQL in a data folder. `conninfo` is valid as soon as the folder is known, before the server runs."""
+
+    folder: DataFolder
+    bin_dir: str = ""
+    layout: Layout = field(init=False)
+    starts: int = field(init=False, default=0)
+    pid: int | None = field(init=False, default=None)
+    last_error: str | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.layout = lay_out(self.folder.path)
+
+    @property
+    def conninfo(self) -> str:
+        return f"host='{self.layout.sockets}' user={SUPERUSER} dbname={DATABASE} connect_timeout=5"
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Runs the server until cancelled, then stops it; `ready` is called after each good start.
+
+        Raises:
+            FolderError, ServerFailed: the first start failed. Later ones are tried again for ever.
+        """
+        self.folder.claim()
+        installation = await trio.to_thread.run_sync(self._prepare)
+        failures = 0
+        while True:
+            born = monotonic()
+            try:
+                await self._one_life(installation, ready)
+            except (ServerFailed, OSError) as problem:
+                self.last_error = str(problem)
+                if not self.starts:
+                    raise
+            failures = 0 if monotonic() - born > SETTLED else failures + 1
+            pause = PAUSES[min(failures, len(PAUSES) - 1)]
+            log.error("PostgreSQL ended (%s); starting it again in %.2f s", self.last_error, pause)
+            await trio.sleep(pause)
+
+    def _prepare(self) -> Installation:
+        """Finds the programs and makes the cluster when there is none. Blocking."""
+        layout = self.layout
+        bin_dir = binaries.find(self.bin_dir, layout)
+        make_home(self.folder.path, layout)
+        make_private(layout.sockets, layout.account)
+        if not (layout.cluster / "PG_VERSION").exists():
+            make_cluster(bin_dir, layout)
+        return Installation(bin_dir, layout)
+
+    async def _one_life(self, installation: Installation, ready: Callable[[], None]) -> None:
+        """From start to end of one server process."""
+        await leftovers.clear(installation.layout.cluster)
+        child = start(installation)
+        self.pid = child.pid
+        try:
+            async with trio.open_nursery() as nursery:
+                words = Words()
+                nursery.start_soon(words.listen, child)
+                await words.wait_ready(child)
+                self.starts += 1
+                self.last_error = None
+                ready()
+                await leftovers.gone(child.pid)
+                self.last_error = f"exit status {child.wait()}: {words.last}"
+        finally:
+            self.pid = None
+            await stop(child)
+
+
+@define(eq=False)
+class Words:
+    """What the server says on its standard error: logged, and listened to for the word that it is ready."""
+
+    last: str = ""
+    ready: trio.Event = field(factory=trio.Event)
+    ended: trio.Event = field(factory=trio.Event)
+
+    async def listen(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stderr is not None
+        rest = b""
+        async with trio.lowlevel.FdStream(os.dup(child.stderr.fileno())) as stream:
+            async for chunk in stream:
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._hear(line.decode(errors="replace"))
+        self.ended.set()
+
+    def _hear(self, line: str) -> None:
+        if "ready to accept connections" in line:
+            self.ready.set()
+        if line.startswith(("LOG:", "NOTICE:", "HINT:", "DETAIL:", "STATEMENT:")):
+            server_log.debug("%s", line)
+            return
+        self.last = line
+        server_log.warning("%s", line)
+
+    async def wait_ready(self, child: subprocess.Popen[bytes]) -> None:
+        """Raises ServerFailed when the server ends, or says nothing good in time."""
+        with trio.move_on_after(START_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+
+                async def first(event: trio.Event) -> None:
+                    await event.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(first, self.ready)
+                nursery.start_soon(first, self.ended)
+        if not self.ready.is_set():
+            raise ServerFailed(f"PostgreSQL (process {child.pid}) did not start: {self.last or 'no word from it'}")
+
+
+def make_cluster(bin_dir: Path, layout: Layout) -> None:
+    """initdb, beside the final place and then moved there: a cluster is whole or absent. Blocking.
+
+    Raises:
+        ServerFailed: initdb failed.
+    """
+    unfinished = layout.cluster.with_name("postgres.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    make_private(unfinished, layout.account)
+    command = [str(bin_dir / "initdb"), "-D", str(unfinished), "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8"]
+    done = subprocess.run(
+        [*command, "--no-locale", "--no-instructions"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=_environment(),
+        check=False,
+        **_as_user(layout.account),
+    )
+    if done.returncode:
+        raise ServerFailed(f"initdb failed: {(done.stderr or done.stdout).strip()}")
+    unfinished.rename(layout.cluster)
+
+
+def start(installation: Installation) -> subprocess.Popen[bytes]:
+    """Starts the server process; returns at once.
+
+    From this very thread, since Linux can tie a child's life to the thread that made it (so that the server does not
+    outlive us), and a worker thread ends when it likes. With vfork this takes a millisecond or two.
+    """
+    layout = installation.layout
+    command = [str(installation.bin_dir / "postgres"), "-D", str(layout.cluster), "-k", str(layout.sockets)]
+    for name, value in SETTINGS.items():
+        command += ["-c", f"{name}={value}"]
+    if (layout.cluster / "PG_VERSION").read_text().strip() >= "18":
+        command += ["-c", "io_method=sync"]
+    prefix, options = _bound_to_us(layout.account)
+    return subprocess.Popen(
+        [*prefix, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env=_environment(),
+        **options,
+    )
+
+
+def _bound_to_us(account: Account | None) -> tuple[list[str], dict[str, Any]]:
+    """How to start a child as `account` that gets SIGINT when we die. Recovery does not rely on that signal."""
+    if not (program := _setpriv()):
+        return [], {"start_new_session": True, **_as_user(account)}
+    prefix = [program, "--pdeathsig", "INT"]
+    if account:
+        prefix += ["--reuid", str(account.uid), "--regid", str(account.gid), "--clear-groups"]
+    # a session of its own: Ctrl-C in the terminal is for us, who then stop it in order
+    return [*prefix, "--"], {"start_new_session": True}
+
+
+def _setpriv() -> str | None:
+    program = shutil.which("setpriv")
+    if program is None:
+        return None
+    usage = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    return program if "--pdeathsig" in usage.stdout else None
+
+
+def _as_user(account: Account | None) -> dict[str, Any]:
+    return {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
+
+
+def _environment() -> dict[str, str]:
+    """Ours without PostgreSQL's own variables, which would change what the server does."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+
+
+async def stop(child: subprocess.Popen[bytes]) -> None:
+    """Fast shutdown, then sterner; returns when the process has ended. Not cancellable, within its deadlines."""
+    with trio.CancelScope(shield=True):
+        for sign, patience in ((signal.SIGINT, STOP_TIMEOUT), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 10.0)):
+            if child.poll() is not None:
+                break
+            for told in (sign, signal.SIGCONT):
+                with suppress(ProcessLookupError):
+                    child.send_signal(told)
+            with trio.move_on_after(patience):
+                await leftovers.gone(child.pid)
+                child.wait()
+        if child.stderr is not None:
+            child.stderr.close()
