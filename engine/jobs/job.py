@@ -52,8 +52,18 @@ class Fence:
 
 
 @frozen
+class Lease:
+    """A claim: `fence` holds the job for `node` in the life `boot` until `seconds` after it was last written."""
+
+    fence: Fence
+    node: str
+    boot: UUID
+    seconds: float
+
+
+@frozen
 class Job:
-    """A claimed job, as a worker gets it."""
+    """A claimed job, as a worker gets it. `rescues` counts the times its node was lost under it."""
 
     fence: Fence
     worker: str
@@ -68,6 +78,7 @@ class Job:
     scheduled_at: float
     lease_expires_at: float
     trace_parent: str | None = None
+    rescues: int = 0
 
     @property
     def id(self) -> UUID:

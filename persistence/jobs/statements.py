@@ -1,0 +1,204 @@
+"""The SQL of the queue outside the journal: claim, lease, stage, rescue, prune, count. Text only; run by `store`.
+
+Every statement that writes several jobs locks them in the order of their ids or skips what is locked, so none of
+them can deadlock with another. Times are the database's; only `now()` decides whether a lease has expired.
+"""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+from persistence.jobs.rows import CHANNEL, TURNS
+
+JOB: LiteralString = """
+    j.id, j.attempt, j.lease_token, j.worker, j.queue, j.args, j.task_id, nullif(j.user_key, ''), j.priority,
+    j.max_attempts, extract(epoch FROM j.created_at)::float8, extract(epoch FROM j.scheduled_at)::float8,
+    extract(epoch FROM j.lease_expires_at)::float8, j.trace_parent, j.rescues
+"""
+
+_HOLD: LiteralString = """
+    UPDATE jobs j SET state = 'executing', attempt = j.attempt + 1,
+        max_attempts = greatest(j.max_attempts, j.attempt + 1), attempted_at = now(), updated_at = now(),
+        lease_token = gen_random_uuid(), lease_node = %(node)s, lease_boot = %(boot)s,
+        lease_expires_at = now() + %(seconds)s * interval '1 second'
+    FROM picked WHERE j.id = picked.id
+"""
+
+# The CTE is a fence: as a bare subquery the planner may run it again and lock more rows than the limit allows.
+CLAIM: LiteralString = f"""
+WITH picked AS MATERIALIZED (
+    SELECT id FROM jobs WHERE state = 'available' AND queue = %(queue)s
+    ORDER BY priority, turn, id LIMIT %(demand)s FOR UPDATE SKIP LOCKED
+)
+{_HOLD}
+RETURNING {JOB}
+"""
+
+# A queue with a limit over all nodes is claimed under its own row's lock. The lock is a statement of its own: only a
+# later statement's snapshot sees what the previous holder of the lock has claimed.
+LOCK_QUEUE: LiteralString = """
+    SELECT paused FROM job_queues WHERE name = %(queue)s FOR UPDATE
+"""
+
+CLAIM_LIMITED: LiteralString = f"""
+WITH gate AS (
+    SELECT %(global_limit)s::int - (SELECT count(*) FROM jobs WHERE state = 'executing' AND queue = %(queue)s) AS free,
+           least(%(allowed)s::float8, rate_tokens + %(allowed)s::float8 * coalesce(
+               extract(epoch FROM clock_timestamp() - rate_at) / %(period)s::float8, 1.0)) AS tokens
+    FROM job_queues WHERE name = %(queue)s
+), picked AS MATERIALIZED (
+    SELECT id FROM jobs WHERE state = 'available' AND queue = %(queue)s
+    ORDER BY priority, turn, id
+    LIMIT greatest(0, (SELECT least(%(demand)s, free, floor(tokens + 1e-9)) FROM gate)) FOR UPDATE SKIP LOCKED
+), held AS (
+    {_HOLD}
+    RETURNING {JOB}
+), spent AS (
+    UPDATE job_queues SET rate_at = clock_timestamp(), updated_at = now(),
+        rate_tokens = (SELECT tokens FROM gate) - (SELECT count(*) FROM held)
+    WHERE name = %(queue)s AND %(allowed)s::float8 IS NOT NULL
+)
+SELECT gate.free, gate.tokens, held.* FROM gate LEFT JOIN held ON true
+"""
+
+HEARTBEAT: LiteralString = """
+WITH beat AS (
+    SELECT * FROM jsonb_to_recordset(%s) AS b(id uuid, token uuid, seconds float8)
+), mine AS MATERIALIZED (
+    SELECT j.id, b.seconds FROM jobs j JOIN beat b ON b.id = j.id AND b.token = j.lease_token
+    WHERE j.state = 'executing' ORDER BY j.id FOR UPDATE OF j
+)
+UPDATE jobs j SET lease_expires_at = now() + mine.seconds * interval '1 second'
+FROM mine WHERE j.id = mine.id RETURNING j.id
+"""
+
+_GIVE_BACK: LiteralString = """
+    UPDATE jobs j SET state = 'available', attempt = greatest(j.attempt - 1, 0), updated_at = now()
+"""
+
+RELEASE: LiteralString = f"""
+WITH given AS (
+    SELECT * FROM jsonb_to_recordset(%s) AS g(id uuid, token uuid)
+), mine AS MATERIALIZED (
+    SELECT j.id FROM jobs j JOIN given g ON g.id = j.id AND g.token = j.lease_token
+    WHERE j.state = 'executing' ORDER BY j.id FOR UPDATE OF j
+), released AS (
+    {_GIVE_BACK} FROM mine WHERE j.id = mine.id RETURNING j.queue
+), told AS (
+    SELECT pg_notify('{CHANNEL}', 'wake ' || queue)::text AS sent FROM (SELECT DISTINCT queue FROM released) AS woken
+)
+SELECT count(*), (SELECT count(sent) FROM told) FROM released
+"""
+
+# What an earlier life of this node held was interrupted, not failed: the attempt does not count. A job that was there
+# each time its node died may be the reason; `rescues` keeps count.
+RECOVER: LiteralString = f"""
+WITH lost AS MATERIALIZED (
+    SELECT id FROM jobs WHERE state = 'executing' AND lease_node = %(node)s AND lease_boot <> %(boot)s
+    ORDER BY id FOR UPDATE
+)
+{_GIVE_BACK}, rescues = j.rescues + 1 FROM lost WHERE j.id = lost.id
+"""
+
+RESCUE: LiteralString = f"""
+WITH lost AS MATERIALIZED (
+    SELECT id FROM jobs WHERE state = 'executing' AND lease_expires_at < now() AND id <> ALL(%(held)s)
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), rescued AS (
+    UPDATE jobs j SET
+        state = CASE WHEN j.rescues >= %(most)s AND j.task_id IS NULL THEN 'discarded'::job_state
+                     ELSE 'available' END,
+        discarded_at = CASE WHEN j.rescues >= %(most)s AND j.task_id IS NULL THEN now() END,
+        attempt = greatest(j.attempt - 1, 0), rescues = j.rescues + 1, updated_at = now(),
+        errors = CASE WHEN jsonb_array_length(j.errors) >= 50 THEN j.errors - 0 ELSE j.errors END
+            || jsonb_build_object('at', extract(epoch FROM now()), 'attempt', j.attempt,
+                                  'error', 'the lease of node ' || coalesce(j.lease_node, '?') || ' expired')
+    FROM lost WHERE j.id = lost.id
+    RETURNING j.id, j.queue, j.state, coalesce(j.lease_node, '?')
+), told AS (
+    SELECT pg_notify('{CHANNEL}', 'wake ' || queue)::text AS sent
+    FROM (SELECT DISTINCT queue FROM rescued WHERE state = 'available') AS woken
+)
+SELECT rescued.*, (SELECT count(sent) FROM told) FROM rescued
+"""
+
+STAGE: LiteralString = f"""
+WITH due AS MATERIALIZED (
+    SELECT id, queue, priority, user_key, scheduled_at FROM jobs
+    WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= now()
+    ORDER BY scheduled_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), joining AS (SELECT * FROM due
+), turns AS ({TURNS}
+), placed AS (
+    SELECT due.id, turns.first - 1 + row_number() OVER (
+        PARTITION BY queue, priority, user_key ORDER BY due.scheduled_at, due.id) AS turn
+    FROM due JOIN turns USING (queue, priority, user_key)
+), moved AS (
+    UPDATE jobs j SET state = 'available', turn = placed.turn, updated_at = now()
+    FROM placed WHERE j.id = placed.id RETURNING j.queue
+), told AS (
+    SELECT queue, pg_notify('{CHANNEL}', 'wake ' || queue)::text AS sent, jobs
+    FROM (SELECT queue, count(*) AS jobs FROM moved GROUP BY queue) AS woken
+)
+SELECT queue, jobs, sent FROM told
+"""
+
+NEXT_DUE: LiteralString = """
+    SELECT extract(epoch FROM min(scheduled_at) - now())::float8 FROM jobs WHERE state IN ('scheduled', 'retryable')
+"""
+
+PRUNE: LiteralString = """
+WITH old AS (
+    (SELECT id FROM jobs WHERE state = 'completed' AND completed_at < now() - %(completed)s * interval '1 second'
+     ORDER BY completed_at LIMIT %(limit)s)
+    UNION ALL
+    (SELECT id FROM jobs WHERE state = 'cancelled' AND cancelled_at < now() - %(cancelled)s * interval '1 second'
+     ORDER BY cancelled_at LIMIT %(limit)s)
+    UNION ALL
+    (SELECT id FROM jobs WHERE state = 'discarded' AND discarded_at < now() - %(discarded)s * interval '1 second'
+     ORDER BY discarded_at LIMIT %(limit)s)
+    LIMIT %(limit)s
+)
+DELETE FROM jobs j USING old
+WHERE j.id = old.id AND j.state IN ('completed', 'cancelled', 'discarded')
+"""
+
+# Finished jobs are not counted, dead letters excepted: their index is small, and operators look for them.
+COUNTS: LiteralString = """
+    SELECT queue, state::text, count(*), max(extract(epoch FROM now() - scheduled_at))::float8
+    FROM jobs WHERE state IN ('available', 'scheduled', 'retryable', 'executing', 'discarded')
+    GROUP BY queue, state
+"""
+
+WAITING: LiteralString = """
+    SELECT queue, priority, user_key, count(*) FROM jobs WHERE state = 'available' GROUP BY 1, 2, 3
+"""
+
+SETTINGS: LiteralString = "SELECT name, paused, local_limit FROM job_queues"
+
+SET: LiteralString = f"""
+WITH put AS (
+    INSERT INTO job_queues (name, paused, local_limit) VALUES (%s, %s, %s)
+    ON CONFLICT (name) DO UPDATE SET paused = excluded.paused, local_limit = excluded.local_limit, updated_at = now()
+    RETURNING name
+)
+SELECT pg_notify('{CHANNEL}', 'settings ' || name) FROM put
+"""
+
+ENSURE_QUEUE: LiteralString = "INSERT INTO job_queues (name) VALUES (%s) ON CONFLICT DO NOTHING"
+
+RECORD: LiteralString = """
+    SELECT id, state::text, queue, worker, args, task_id, nullif(user_key, ''), priority, attempt, max_attempts,
+           rescues, snoozes, extract(epoch FROM scheduled_at)::float8, extract(epoch FROM created_at)::float8,
+           extract(epoch FROM updated_at)::float8, lease_node, lease_token, errors
+    FROM jobs
+"""
+
+GET: LiteralString = f"{RECORD} WHERE id = %s"
+
+PAGE: LiteralString = f"""
+    {RECORD}
+    WHERE (%(queue)s::text IS NULL OR queue = %(queue)s) AND (%(state)s::job_state IS NULL OR state = %(state)s)
+      AND (%(after)s::uuid IS NULL OR id < %(after)s)
+    ORDER BY id DESC LIMIT %(limit)s
+"""

@@ -1,0 +1,254 @@
+"""The JobStore in PostgreSQL: runs the statements of the queue on connections of the pool.
+
+A lost database shows as `StorageDown`, whatever psycopg called it; everything else that fails is a bug and escapes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+
+from engine.jobs.job import Fence, Job, JobChange, JobState, Lease, NewJob
+from engine.jobs.lifecycle import MAX_RESCUES
+from engine.jobs.ports import (
+    Claim,
+    Claimed,
+    JobError,
+    JobRecord,
+    Notice,
+    NoticeKind,
+    QueueCounts,
+    QueueSetting,
+    Rescued,
+    Retention,
+    Staged,
+    Waiting,
+)
+from engine.ports import StorageDown
+from persistence.jobs import statements as sql
+from persistence.jobs.rows import CHANNEL, Connection, apply_changes, encode, insert_jobs
+
+FULL_WAIT = 0.5
+"""Seconds until a claim that met the global limit is tried again: another node may have finished a job."""
+
+
+class Pool(Protocol):
+    """What this store needs of the connection pool."""
+
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        """A connection in autocommit mode. Raises StorageDown."""
+        ...
+
+    async def dedicated(self) -> Connection:
+        """A connection outside the pool's bound; the caller closes it. Raises StorageDown."""
+        ...
+
+
+class PostgresJobStore:
+    """See `engine.jobs.ports.JobStore`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        try:
+            async with self._pool.connection() as conn:
+                yield conn
+        except (psycopg.OperationalError, psycopg.InterfaceError) as problem:
+            raise StorageDown(str(problem)) from problem
+
+    # --- jobs come and go ---
+
+    async def insert(self, jobs: Sequence[NewJob]) -> frozenset[UUID]:
+        async with self._connection() as conn:
+            return await insert_jobs(conn, [(job, None) for job in jobs])
+
+    async def claim(self, wish: Claim) -> Claimed:
+        args: dict[str, Any] = {
+            "queue": wish.queue,
+            "demand": wish.demand,
+            "node": wish.node,
+            "boot": wish.boot,
+            "seconds": wish.seconds,
+        }
+        async with self._connection() as conn:
+            if wish.global_limit is not None or wish.rate is not None:
+                return await self._claim_limited(conn, wish, args)
+            rows = await (await conn.execute(sql.CLAIM, args)).fetchall()
+        return Claimed(in_order([_job(row) for row in rows]), more=len(rows) == wish.demand)
+
+    async def _claim_limited(self, conn: Connection, wish: Claim, args: dict[str, Any]) -> Claimed:
+        rate = wish.rate
+        limits = {
+            "global_limit": wish.global_limit,
+            "allowed": rate.allowed if rate else None,
+            "period": rate.period if rate else None,
+        }
+        async with conn.transaction():
+            if await (await conn.execute(sql.LOCK_QUEUE, args)).fetchone() is None:
+                await conn.execute(sql.ENSURE_QUEUE, (wish.queue,))
+                await conn.execute(sql.LOCK_QUEUE, args)
+            rows = await (await conn.execute(sql.CLAIM_LIMITED, args | limits)).fetchall()
+        jobs = in_order([_job(row[2:]) for row in rows if row[2] is not None])
+        free, tokens = (rows[0][0], rows[0][1]) if rows else (None, None)
+        return _limited(wish, jobs, free, tokens)
+
+    async def settle(self, changes: Sequence[JobChange]) -> frozenset[int]:
+        async with self._connection() as conn, conn.transaction():
+            return await apply_changes(conn, [(change, None) for change in changes])
+
+    # --- leases ---
+
+    async def heartbeat(self, leases: Sequence[Lease]) -> frozenset[UUID]:
+        rows = [{"id": x.fence.job_id, "token": x.fence.token, "seconds": x.seconds} for x in leases]
+        async with self._connection() as conn:
+            alive = await (await conn.execute(sql.HEARTBEAT, (encode(rows),))).fetchall()
+        return frozenset(x.fence.job_id for x in leases) - {row[0] for row in alive}
+
+    async def release(self, fences: Sequence[Fence]) -> int:
+        rows = [{"id": fence.job_id, "token": fence.token} for fence in fences]
+        async with self._connection() as conn:
+            row = await (await conn.execute(sql.RELEASE, (encode(rows),))).fetchone()
+        return int(row[0]) if row else 0
+
+    async def recover(self, node: str, boot: UUID) -> int:
+        async with self._connection() as conn:
+            return (await conn.execute(sql.RECOVER, {"node": node, "boot": boot})).rowcount
+
+    async def rescue(self, held: Sequence[UUID], limit: int) -> tuple[Rescued, ...]:
+        args = {"held": list(held), "limit": limit, "most": MAX_RESCUES}
+        async with self._connection() as conn:
+            rows = await (await conn.execute(sql.RESCUE, args)).fetchall()
+        return tuple(Rescued(row[0], row[1], JobState(row[2]), row[3]) for row in rows)
+
+    # --- time passes ---
+
+    async def stage(self, limit: int) -> Staged:
+        async with self._connection() as conn:
+            rows = await (await conn.execute(sql.STAGE, {"limit": limit})).fetchall()
+            due = await (await conn.execute(sql.NEXT_DUE)).fetchone()
+        next_in = None if due is None or due[0] is None else max(0.0, due[0])
+        return Staged(frozenset(row[0] for row in rows), sum(row[1] for row in rows), next_in)
+
+    async def prune(self, retention: Retention, limit: int) -> int:
+        args = {
+            "completed": retention.completed,
+            "cancelled": retention.cancelled,
+            "discarded": retention.discarded,
+            "limit": limit,
+        }
+        async with self._connection() as conn:
+            return (await conn.execute(sql.PRUNE, args)).rowcount
+
+    # --- looking ---
+
+    async def counts(self) -> tuple[QueueCounts, ...]:
+        async with self._connection() as conn:
+            states = await (await conn.execute(sql.COUNTS)).fetchall()
+            waiting = await (await conn.execute(sql.WAITING)).fetchall()
+        return _counts(states, waiting)
+
+    async def settings(self) -> tuple[QueueSetting, ...]:
+        async with self._connection() as conn:
+            rows = await (await conn.execute(sql.SETTINGS)).fetchall()
+        return tuple(QueueSetting(*row) for row in rows)
+
+    async def set(self, setting: QueueSetting) -> None:
+        async with self._connection() as conn:
+            await conn.execute(sql.SET, (setting.queue, setting.paused, setting.limit))
+
+    async def get(self, job_id: UUID) -> JobRecord | None:
+        async with self._connection() as conn:
+            row = await (await conn.execute(sql.GET, (job_id,))).fetchone()
+        return _record(row) if row else None
+
+    async def page(
+        self, queue: str | None, state: JobState | None, after: UUID | None, limit: int
+    ) -> tuple[JobRecord, ...]:
+        args = {"queue": queue, "state": state, "after": after, "limit": limit}
+        async with self._connection() as conn:
+            rows = await (await conn.execute(sql.PAGE, args)).fetchall()
+        return tuple(_record(row) for row in rows)
+
+    # --- notifications ---
+
+    async def notify(self, notice: Notice) -> None:
+        words = " ".join(word for word in (notice.kind, notice.subject, notice.token) if word)
+        async with self._connection() as conn:
+            await conn.execute("SELECT pg_notify(%s, %s)", (CHANNEL, words))
+
+    @asynccontextmanager
+    async def notices(self) -> AsyncIterator[AsyncIterator[Notice]]:
+        try:
+            conn = await self._pool.dedicated()
+            try:
+                await conn.execute(f"LISTEN {CHANNEL}")
+                async with aclosing(conn.notifies()) as messages, aclosing(_notices(messages)) as notices:
+                    yield notices
+            finally:
+                await conn.close()
+        except (psycopg.OperationalError, psycopg.InterfaceError) as problem:
+            raise StorageDown(str(problem)) from problem
+
+
+async def _notices(messages: AsyncIterator[psycopg.Notify]) -> AsyncGenerator[Notice, None]:
+    async for message in messages:
+        if (notice := parse_notice(message.payload)) is not None:
+            yield notice
+
+
+def parse_notice(payload: str) -> Notice | None:
+    """A notification's words as data; None for one that a newer version may have sent."""
+    kind, _, rest = payload.partition(" ")
+    if kind not in set(NoticeKind):
+        return None
+    if kind == NoticeKind.STOP:
+        subject, _, token = rest.partition(" ")
+        return Notice(NoticeKind.STOP, subject, token)
+    return Notice(NoticeKind(kind), rest)
+
+
+# --- rows to data ---------------------------------------------------------------------------------------
+
+
+def _job(row: Sequence[Any]) -> Job:
+    return Job(Fence(row[0], row[1], row[2]), row[3], row[4], row[5], row[6], row[7], row[8], row[1], *row[9:])
+
+
+def in_order(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Claimed jobs by priority: UPDATE … RETURNING keeps no order."""
+    return tuple(sorted(jobs, key=lambda job: job.priority))
+
+
+def _limited(wish: Claim, jobs: tuple[Job, ...], free: int | None, tokens: float | None) -> Claimed:
+    got = len(jobs)
+    if got == wish.demand:
+        return Claimed(jobs, more=True)
+    if free is not None and got >= max(free, 0):
+        return Claimed(jobs, more=True, wait=FULL_WAIT)
+    if wish.rate is not None and tokens is not None and got >= int(tokens + 1e-9):
+        return Claimed(jobs, more=True, wait=max(0.001, (1.0 - (tokens - got)) / wish.rate.per_second))
+    return Claimed(jobs, more=False)
+
+
+def _counts(states: Sequence[Sequence[Any]], waiting: Sequence[Sequence[Any]]) -> tuple[QueueCounts, ...]:
+    numbers: dict[str, dict[str, Any]] = defaultdict(dict)
+    lines: dict[str, list[Waiting]] = defaultdict(list)
+    for queue, state, jobs, age in states:
+        numbers[queue][state] = jobs
+        if state == JobState.AVAILABLE:
+            numbers[queue]["oldest_age"] = age
+    for queue, priority, user, jobs in waiting:
+        lines[queue].append(Waiting(priority, user, jobs))
+    return tuple(QueueCounts(queue, **found, waiting=tuple(lines[queue])) for queue, found in numbers.items())
+
+
+def _record(row: Sequence[Any]) -> JobRecord:
+    errors = tuple(JobError(error["at"], error["attempt"], error["error"]) for error in row[17])
+    return JobRecord(row[0], JobState(row[1]), *row[2:17], errors=errors)
