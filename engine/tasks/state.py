@@ -146,3 +146,27 @@ def _apply(state: TaskState, event: TaskEvent) -> TaskState:
 
 
 _BLANK: dict[str, Any] = {"progress": 0.0, "step": None, "message": None, "eta_seconds": None}
+
+
+def with_progress(
+    state: TaskState, fraction: float, step: str | None, message: str | None, eta_seconds: float | None
+) -> TaskState:
+    """The state with newer progress; it never falls within an attempt, and stays within 0.0-1.0."""
+    progress = min(max(state.progress, fraction), 1.0)
+    return _live(state, progress, step, message, eta_seconds, state.text)
+
+
+def with_text(state: TaskState, text: str) -> TaskState:
+    """The state with `text` appended."""
+    return _live(state, state.progress, state.step, state.message, state.eta_seconds, state.text + text)
+
+
+def _live(
+    s: TaskState, progress: float, step: str | None, message: str | None, eta_seconds: float | None, text: str
+) -> TaskState:
+    """As `evolve`, in a third of its time: this runs at every token. Fields in the order of the class."""
+    return TaskState(
+        s.id, s.user, s.model_id, s.model, s.provider, s.input, s.created_at, s.priority, s.max_attempts, s.queue,
+        s.job_id, s.status, s.attempt, s.seq, progress, step, message, eta_seconds, text, s.outputs, s.usage,
+        s.error, s.started_at, s.completed_at, s.idempotency_key, s.trace_parent,
+    )  # fmt: skip
