@@ -42,6 +42,8 @@ class ProviderRequest:
     input: dict[str, Any]
     external_id: str | None = None
     """The provider's id of a prediction to adopt instead of making a new one."""
+    intent_at: float | None = None
+    """Unix time at which an earlier life of this attempt wrote down that it would call, and may have."""
 
 
 @frozen
