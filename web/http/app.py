@@ -1,0 +1,87 @@
+"""The HTTP application: the table of routes on Quart-Trio, and what Quart itself refuses, as problem documents.
+
+`create_app` gives a `QuartTrio` to which the pages, the sockets' handshake and others add their routes; the whole is
+an ASGI application. May import everything in `web.http`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from engine.errors import UserError
+from web.http import direct
+from web.http.exchange import Answer
+from web.http.house import House
+from web.http.perform import Incoming, incoming, perform, refusal
+from web.http.route import Route
+from web.http.routes import CREATE, ROUTES
+
+_REFUSED = {
+    400: ("invalid_request", "The request cannot be read. Check its line and headers."),
+    404: ("not_found", "There is nothing at this path. GET /api/openapi.json lists what there is."),
+    405: ("method_not_allowed", "This path has other methods: see the header Allow."),
+    408: ("request_timeout", "The body did not arrive in time. Send it again."),
+    413: ("body_too_large", "The body is too large. Send less, or send a URL instead of the data."),
+}
+
+
+class Application(QuartTrio):
+    """Quart, with a short way for the one call that must be cheap."""
+
+    house: House
+
+    async def asgi_app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] == CREATE.path and scope["method"] == CREATE.method:
+            await direct.serve(self.house, CREATE, scope, receive, send)
+        else:
+            await super().asgi_app(scope, receive, send)
+
+
+def create_app(house: House, more: Iterable[Route] = ()) -> Application:
+    """The HTTP application over `house`, with the API's routes and `more`."""
+    app = Application("elwift", static_folder=None)
+    app.house = house
+    app.config["MAX_CONTENT_LENGTH"] = house.limits.body
+    app.config["BODY_TIMEOUT"] = house.limits.body_timeout
+    app.register_error_handler(HTTPException, _refuse)
+    for route in (*ROUTES, *more):
+        add_route(app, house, route)
+    return app
+
+
+def add_route(app: QuartTrio, house: House, route: Route) -> None:
+    """Serves `route` by Quart."""
+
+    async def view(**args: str) -> Response:
+        body = await request.get_data(cache=False) if route.method in ("POST", "PUT", "PATCH") else b""
+        return response(await perform(house, route, _head(), args, bytes(body)))
+
+    app.add_url_rule(route.path, f"{route.method} {route.path}", view, methods=[route.method])
+
+
+def response(answer: Answer) -> Response:
+    """Quart's response object for an answer."""
+    made = Response(answer.body, answer.status, content_type=answer.content_type)
+    for name, value in answer.headers:
+        made.headers[name] = value
+    return made
+
+
+def _head() -> Incoming:
+    return incoming(request.scope)  # type: ignore[arg-type]
+
+
+async def _refuse(error: HTTPException) -> Response:
+    head = _head()
+    code, message = _REFUSED.get(error.code or 500, ("invalid_request", "The request was refused."))
+    made = response(refusal(UserError(code, message), head.request_id))
+    made.headers["X-Request-Id"] = head.request_id
+    valid_methods = getattr(error, "valid_methods", None)
+    if valid_methods:
+        made.headers["Allow"] = ", ".join(sorted(valid_methods))
+    return made

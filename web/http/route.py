@@ -1,0 +1,57 @@
+"""A route as data: the adapters serve it, the OpenAPI document and the documentation's test read it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from attrs import frozen
+
+from web.http.exchange import Handler
+
+Schema = dict[str, Any]
+
+
+@frozen
+class Parameter:
+    """One name of the query string, or a header when `place` says so."""
+
+    name: str
+    schema: Schema
+    description: str
+    place: str = "query"
+
+
+@frozen
+class Route:
+    """One call of the API. `path` is in Quart's notation; `refusals` are the codes of `problems.KNOWN` it can answer
+    beside those that every call can (`unauthorized`, `internal_error`, …)."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    answer: str | None = None
+    status: int = 200
+    body: str | None = None
+    parameters: tuple[Parameter, ...] = ()
+    refusals: tuple[str, ...] = ()
+    operator: bool = False
+    open: bool = False
+    media_type: str = "application/json"
+    tag: str = "tasks"
+
+    @property
+    def name(self) -> str:
+        """A stable name for metrics, logs and `operationId`: `create_task`, `show_task`, …"""
+        return f"{self.handler.__module__.rsplit('.', 1)[-1]}.{self.handler.__name__}"
+
+    @property
+    def template(self) -> str:
+        """The path in OpenAPI's notation: `/api/tasks/{task_id}`."""
+        return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", self.path)
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The names in the path."""
+        return tuple(re.findall(r"<(?:\w+:)?(\w+)>", self.path))
