@@ -1,0 +1,119 @@
+"""The process of a channel: runs the callbacks of one `Channel` and sends what they answer.
+
+It is started by its Socket, linked to it, and joins after its init, so that a join that takes its time keeps nobody
+waiting but its own topic: messages for the topic wait in its mailbox. May import `engine.otp` and `channel`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from attrs import frozen
+
+from engine.otp import (
+    Continue,
+    GenServer,
+    NoReply,
+    Ok,
+    Pid,
+    Reason,
+    Shutdown,
+    Stop,
+    self_,
+    send,
+)
+from web.sockets.channel import Asked, Channel, Connection, End, MakeChannel, Refused, Reply
+from web.sockets.frames import Ref
+from web.sockets.lane import Lane
+from web.sockets.pubsub import Intercepted
+
+FEW_PENDING = 16
+"""A socket that stopped reading for a channel's sake goes on when no more than this is left to handle."""
+
+
+@frozen
+class Said:
+    """A message of the client's for a channel."""
+
+    join_ref: Ref
+    ref: Ref
+    event: str
+    payload: Any
+
+
+@frozen
+class Left:
+    """The client leaves the topic; also the detail of the Shutdown that follows."""
+
+
+@frozen
+class Joined:
+    """Tells the Socket that the join of channel `pid` was accepted and answered."""
+
+    pid: Pid
+
+
+@frozen
+class CaughtUp:
+    """Tells the Socket that a channel has handled most of what it was sent."""
+
+
+@frozen
+class _Join:
+    params: Any
+
+
+class ChannelServer(GenServer[Channel]):
+    """Its state is the Channel itself. Ends with Shutdown(Refused(…)) when the join is refused."""
+
+    hibernate_after: ClassVar[float | None] = 15.0
+
+    async def init(
+        self, make: MakeChannel, lane: Lane, connection: Connection, socket: Pid, params: Any
+    ) -> Ok[Channel]:
+        self.socket = socket
+        return Ok(make(lane, connection), Continue(_Join(params)))
+
+    async def handle_continue(self, message: object, state: Channel) -> NoReply[Channel] | Stop:
+        assert isinstance(message, _Join)
+        response = await state.join(message.params)
+        if isinstance(response, Refused):
+            return Stop(Shutdown(response), state)
+        state.connection.pubsub.subscribe(state.lane, state.intercepts)
+        state.lane.answer_join(response)
+        send(self.socket, Joined(self_()))
+        return NoReply(state)
+
+    async def handle_info(self, message: object, state: Channel) -> NoReply[Channel] | Stop:
+        match message:
+            case Said():
+                return await self._said(message, state)
+            case Left():
+                return Stop(Shutdown(message), state)
+            case Intercepted(event, payload):
+                return _after(await state.handle_out(event, payload), state)
+        return _after(await state.handle_info(message), state)
+
+    async def _said(self, message: Said, state: Channel) -> NoReply[Channel] | Stop:
+        state._asked = asked = Asked(message.join_ref, message.ref)
+        answer = await state.handle_in(message.event, message.payload)
+        state._asked = None
+        self._handled(state.lane)
+        if isinstance(answer, Reply):
+            state.reply(asked, answer)
+            return NoReply(state)
+        if isinstance(answer, End) and answer.reply is not None:
+            state.reply(asked, answer.reply)
+        return _after(answer, state)
+
+    def _handled(self, lane: Lane) -> None:
+        lane.pending -= 1
+        if lane.pending == FEW_PENDING:
+            send(self.socket, CaughtUp())
+
+    async def terminate(self, reason: Reason, state: Channel) -> None:
+        await state.terminate(reason)
+
+
+def _after(answer: End | None, state: Channel) -> NoReply[Channel] | Stop:
+    return NoReply(state) if answer is None else Stop(answer.reason, state)
