@@ -112,7 +112,10 @@ class JournalHealth:
 
 
 class Journal(Protocol):
-    """Group commit of entries, in the order in which they were submitted for each task."""
+    """Group commit of entries, in the order in which they were submitted for each task.
+
+    New tasks are refused with JournalFull above the bound; entries of tasks that are under way only far above it.
+    """
 
     def submit(self, entry: Entry, notify: Notify) -> None:
         """Takes an entry without waiting; `notify` is called on the loop with each receipt. Raises JournalFull."""
@@ -157,13 +160,29 @@ class TaskStore(Protocol):
     async def by_idempotency_key(self, user: str, key: str) -> UUID | None: ...
 
     async def unfinished(self, after: tuple[int, float, UUID] | None, limit: int) -> tuple[TaskState, ...]:
-        """Tasks that are not terminal, by (priority, created_at, id), after the given key."""
+        """Whole states of tasks that are not terminal, by (priority, created_at, id), after the given key."""
+        ...
+
+    async def open_prediction(self, task_id: UUID) -> PredictionChange | None:
+        """The latest prediction of a task whose end is not known: one to adopt instead of buying another."""
+        ...
+
+
+class Snapshots(Protocol):
+    """Takes note of changed tasks and writes them down now and then. Both calls are a dictionary's assignment."""
+
+    def dirty(self, state: TaskState) -> None:
+        """The task is as `state` says now; only the newest state counts."""
+        ...
+
+    def forget(self, task_id: UUID) -> None:
+        """The task is finished and stored: it needs no snapshot any more."""
         ...
 
 
 class SnapshotStore(Protocol):
     async def save(self, states: Sequence[TaskState]) -> None:
-        """Writes one snapshot for each state, in one batch."""
+        """Writes one snapshot for each state, in one batch. One that is ahead of the task's log is passed over."""
         ...
 
 

@@ -65,6 +65,7 @@ def _apply(conninfo: str, folders: Iterable[Path]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     backend = Backend(parse_uri("postgresql+psycopg://"), "_yoyo_migration")
     try:
+        backend.init_database()
         migrations = yoyo.read_migrations(*(str(folder) for folder in folders))
         backend.apply_migrations(backend.to_apply(migrations))
     finally:

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -208,15 +208,15 @@ def make_cluster(bin_dir: Path, layout: Layout) -> None:
     unfinished.rename(layout.cluster)
 
 
-def start(installation: Installation) -> subprocess.Popen[bytes]:
-    """Starts the server process; returns at once.
+def start(installation: Installation, settings: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Starts the server process, `settings` going before SETTINGS; returns at once.
 
     From this very thread, since Linux can tie a child's life to the thread that made it (so that the server does not
     outlive us), and a worker thread ends when it likes. With vfork this takes a millisecond or two.
     """
     layout = installation.layout
     command = [str(installation.bin_dir / "postgres"), "-D", str(layout.cluster), "-k", str(layout.sockets)]
-    for name, value in SETTINGS.items():
+    for name, value in (SETTINGS | dict(settings or {})).items():
         command += ["-c", f"{name}={value}"]
     if (layout.cluster / "PG_VERSION").read_text().strip() >= "18":
         command += ["-c", "io_method=sync"]

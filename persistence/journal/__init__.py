@@ -1,0 +1,1 @@
+"""The journal: everything that must survive, written in groups, acknowledged one by one."""

@@ -1,0 +1,289 @@
+"""The journal: takes entries at once, writes them in groups, tells each submitter what became of it.
+
+`PostgresJournal` is a plain object, made before the supervision tree: it holds what is not written yet, so nothing
+is lost when the process that flushes it (`flush`, under the persistence supervisor) crashes and is restarted.
+
+Entries of one task are written one after the other, in the order of submission; those of different tasks are
+independent. While the database is away everything waits in memory, up to a bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator
+from time import time
+from uuid import UUID
+
+import trio
+from attrs import define, field
+
+from engine.jobs.ports import QueueDoor
+from engine.ports import (
+    Buffered,
+    Committed,
+    Duplicate,
+    Entry,
+    JournalFull,
+    JournalHealth,
+    Notify,
+    Receipt,
+    Refused,
+    StorageDown,
+)
+from persistence.journal.batch import Writer
+from persistence.journal.rows import Pending, Poison, prepare
+from persistence.pool import Pool
+
+log = logging.getLogger(__name__)
+
+BATCH_ENTRIES = 512
+BATCH_BYTES = 4 * 1024 * 1024
+PATIENCE = 2.0
+"""Seconds after which submitters of entries that are still not written hear that they are in memory only."""
+FLUSH_TIMEOUT = 20.0
+"""Seconds after which a write that gets no answer is given up, its connection dropped, and tried again."""
+PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds between attempts while the database takes no writes; the last one stays."""
+RESERVE = 4
+"""Entries of tasks that are already under way are taken up to this many times the bound: what runs may end."""
+
+
+@define(eq=False)
+class PostgresJournal:
+    """Implements `engine.ports.Journal`.
+
+    `bound` and `byte_bound` limit what waits. With `strict`, no new task is taken while the database is away. `door`
+    is the queue's (set it before the tree starts).
+    """
+
+    pool: Pool
+    bound: int = 20_000
+    byte_bound: int = 256 * 1024 * 1024
+    strict: bool = False
+    lanes: int = 1
+    door: QueueDoor | None = None
+    _ready: deque[Pending] = field(init=False, factory=deque)
+    _behind: dict[UUID, deque[Pending]] = field(init=False, factory=dict)
+    """Tasks that have an entry in `_ready` or in a lane, with the entries that wait for it."""
+    _keys: dict[tuple[str, str], Pending] = field(init=False, factory=dict)
+    _flights: dict[int, list[Pending]] = field(init=False, factory=dict)
+    _count: int = field(init=False, default=0)
+    _bytes: int = field(init=False, default=0)
+    _up: bool = field(init=False, default=True)
+    _since: float = field(init=False, factory=time)
+    _error: str | None = field(init=False, default=None)
+    _work: trio.Event = field(init=False, factory=trio.Event)
+    _idle: trio.Event = field(init=False, factory=trio.Event)
+    committed: int = field(init=False, default=0)
+    batches: int = field(init=False, default=0)
+
+    # --- taking -------------------------------------------------------------------------------------------
+
+    def submit(self, entry: Entry, notify: Notify) -> None:
+        """Takes an entry without waiting; `notify` is called on the loop with each receipt. Raises JournalFull."""
+        try:
+            pending = prepare(entry, notify)
+        except Poison as problem:
+            log.error("%s", problem)
+            notify(Refused("poison"))
+            return
+        self._admit(pending)
+        pending.since = trio.current_time()
+        self._count += 1
+        self._bytes += pending.size
+        self._enqueue(pending)
+        if not self._up:
+            self._tell_buffered(pending)
+
+    async def write(self, entry: Entry) -> Receipt:
+        """Submits and waits for the first receipt. Its deadline: `PATIENCE`, then the answer is Buffered."""
+        first: list[Receipt] = []
+        arrived = trio.Event()
+
+        def notify(receipt: Receipt) -> None:
+            first.append(receipt)
+            arrived.set()
+
+        self.submit(entry, notify)
+        await arrived.wait()
+        return first[0]
+
+    def health(self) -> JournalHealth:
+        return JournalHealth(self._up, self._since, self._count, self.bound, self._error)
+
+    async def drained(self) -> None:
+        """Returns when nothing waits. The caller sets the deadline."""
+        while self._count:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def _admit(self, pending: Pending) -> None:
+        """Raises JournalFull."""
+        times = 1 if pending.creates else RESERVE
+        full = self._count >= self.bound * times or self._bytes + pending.size > self.byte_bound * times
+        if full or (self.strict and not self._up and pending.creates):
+            raise JournalFull(retry_after=2.0 if self._up else 10.0)
+
+    def _enqueue(self, pending: Pending) -> None:
+        holder = self._keys.get(pending.key) if pending.key else None
+        if holder is not None and holder is not pending:
+            self._follow(holder, pending)
+            return
+        if pending.key:
+            self._keys[pending.key] = pending
+        behind = self._behind.get(pending.task_id)
+        if behind is not None:
+            behind.append(pending)
+            return
+        self._behind[pending.task_id] = deque()
+        self._ready.append(pending)
+        self._work.set()
+
+    def _follow(self, holder: Pending, pending: Pending) -> None:
+        """A second task under the same idempotency key waits for what becomes of the first."""
+        if holder.told:
+            self._settle(pending, Duplicate(holder.task_id))
+        else:
+            holder.followers.append(pending)
+
+    # --- telling ------------------------------------------------------------------------------------------
+
+    def _tell_buffered(self, pending: Pending) -> None:
+        if pending.told:
+            return
+        pending.told = True
+        self._tell(pending, Buffered())
+        followers, pending.followers = pending.followers, []
+        for follower in followers:
+            self._settle(follower, Duplicate(pending.task_id))
+
+    def _settle(self, pending: Pending, receipt: Receipt) -> None:
+        """The last receipt of an entry: it leaves the journal."""
+        pending.settled = True
+        self._count -= 1
+        self._bytes -= pending.size
+        if not self._count:
+            self._idle.set()
+        if pending.key and self._keys.get(pending.key) is pending:
+            del self._keys[pending.key]
+        self._tell(pending, receipt)
+        for follower in pending.followers:
+            match receipt:
+                case Committed():
+                    self._settle(follower, Duplicate(pending.task_id))
+                case Duplicate():
+                    self._settle(follower, receipt)
+                case _:
+                    self._enqueue(follower)
+        pending.followers = []
+
+    def _tell(self, pending: Pending, receipt: Receipt) -> None:
+        """A submitter that fails on a receipt harms itself alone."""
+        try:
+            self._tell_door(pending, receipt)
+            pending.notify(receipt)
+        except Exception:
+            log.exception("a receipt of task %s could not be delivered", pending.task_id)
+
+    def _tell_door(self, pending: Pending, receipt: Receipt) -> None:
+        if self.door is None:
+            return
+        if pending.entry.new_job:
+            self.door.inserted(pending.entry.new_job, receipt)
+        if pending.entry.job:
+            self.door.changed(pending.entry.job, receipt)
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """The body of the journal's process: writes until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_patience)
+            for number in range(self.lanes):
+                nursery.start_soon(self._lane, number)
+
+    async def _lane(self, number: int) -> None:
+        """Writes one batch after the other. What is not settled when the lane ends goes back in front."""
+        while True:
+            while not self._ready:
+                self._work = trio.Event()
+                await self._work.wait()
+            batch = self._take()
+            self._flights[number] = batch
+            try:
+                await self._persist(Writer(batch, self._written, self.door), batch)
+            finally:
+                left = [pending for pending in batch if not pending.settled]
+                self._ready.extendleft(reversed(left))
+                del self._flights[number]
+            self.batches += 1
+
+    def _take(self) -> list[Pending]:
+        batch: list[Pending] = []
+        size = 0
+        while self._ready and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
+            batch.append(self._ready.popleft())
+            size += batch[-1].size
+        return batch
+
+    async def _persist(self, writer: Writer, batch: list[Pending]) -> None:
+        """Writes a batch, however long the database is away."""
+        attempt = 0
+        while True:
+            try:
+                if await self._once(writer):
+                    return
+            except StorageDown as problem:
+                self._outage(str(problem), batch)
+            await trio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
+            attempt += 1
+            await self.pool.wait_up()
+
+    async def _once(self, writer: Writer) -> bool:
+        """One attempt. Raises StorageDown, also for a server that does not answer in time."""
+        with trio.move_on_after(FLUSH_TIMEOUT):
+            async with self.pool.connection(timeout=FLUSH_TIMEOUT) as connection:
+                return await writer.write(connection)
+        raise StorageDown(f"a write got no answer within {FLUSH_TIMEOUT:.0f} s")
+
+    def _written(self, pending: Pending, receipt: Receipt) -> None:
+        """A lane is done with an entry: the database has spoken, so it is there."""
+        if not self._up:
+            self._up, self._since, self._error = True, time(), None
+            log.info("the journal writes again; %d entries wait", self._count)
+        self.committed += isinstance(receipt, Committed)
+        self._settle(pending, receipt)
+        behind = self._behind[pending.task_id]
+        if behind:
+            self._ready.append(behind.popleft())
+        else:
+            del self._behind[pending.task_id]
+
+    def _outage(self, problem: str, batch: list[Pending]) -> None:
+        """What waits is in memory only now, and everybody concerned is told; the queue also that it still is."""
+        if self._up:
+            self._up, self._since = False, time()
+            log.error("the journal keeps entries in memory: %s", problem)
+        self._error = problem
+        for pending in batch:
+            if pending.told and not pending.settled:
+                self._tell_door(pending, Buffered())
+        for pending in self._waiting():
+            self._tell_buffered(pending)
+
+    def _waiting(self) -> list[Pending]:
+        behind = (pending for waiting in self._behind.values() for pending in waiting)
+        return [pending for pending in (*self._flying(), *self._ready, *behind) if not pending.settled]
+
+    def _flying(self) -> Iterator[Pending]:
+        return (pending for batch in self._flights.values() for pending in batch if not pending.settled)
+
+    async def _watch_patience(self) -> None:
+        """A database that takes its time is as good as away for those who wait: they hear so after `PATIENCE`."""
+        while True:
+            await trio.sleep(PATIENCE / 4)
+            oldest = min((pending.since for pending in self._flying()), default=math.inf)
+            if self._up and trio.current_time() - oldest > PATIENCE:
+                self._outage(f"a write takes longer than {PATIENCE:.0f} s", [])

@@ -1,0 +1,116 @@
+"""A real PostgreSQL for the tests: one server a session, a fresh database with the whole schema for each test.
+
+In a folder's conftest: `from tests.postgres import *` (or the fixtures by name). The server keeps nothing over a
+crash of the machine (fsync is off), which makes it quick; what is tested about durability is done with servers of
+the tests' own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import trio
+from attrs import frozen
+
+from persistence.embedded import binaries, server
+from persistence.embedded.folder import lay_out, make_home, make_private
+from persistence.migrator import migrate
+from persistence.pool import Pool
+
+__all__ = ["conninfo", "database", "opened", "postgres_server"]
+
+TEMPLATE = "elwift_template"
+_numbers = itertools.count(1)
+
+
+@frozen
+class TestServer:
+    """The session's server; `conninfo(name)` connects to one of its databases."""
+
+    __test__ = False
+    sockets: Path
+
+    def conninfo(self, database: str = "postgres") -> str:
+        return f"host='{self.sockets}' user={server.SUPERUSER} dbname={database} connect_timeout=5"
+
+    def create(self, template: str = TEMPLATE) -> str:
+        """Makes a database; its name."""
+        name = f"test_{next(_numbers)}"
+        with psycopg.connect(self.conninfo(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        return name
+
+    def drop(self, name: str) -> None:
+        with psycopg.connect(self.conninfo(), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[TestServer]:
+    """Starts PostgreSQL in a folder of its own, makes the template database, and stops it at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="elwift-tests-"))
+    folder.chmod(0o711)
+    layout = lay_out(folder)
+    bin_dir = binaries.find("", layout)
+    make_home(folder, layout)
+    make_private(layout.sockets, layout.account)
+    server.make_cluster(bin_dir, layout)
+    quick = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB"}
+    child = server.start(server.Installation(bin_dir, layout), quick)
+    try:
+        _wait_ready(child)
+        running = TestServer(layout.sockets)
+        with psycopg.connect(running.conninfo(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {TEMPLATE}")
+        migrate(running.conninfo(TEMPLATE))
+        yield running
+    finally:
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_ready(child: subprocess.Popen[bytes]) -> None:
+    assert child.stderr is not None
+    said = []
+    for line in child.stderr:
+        said.append(line)
+        if b"ready to accept connections" in line:
+            return
+    raise RuntimeError(b"".join(said).decode())
+
+
+@pytest.fixture
+def conninfo(postgres_server: TestServer) -> Iterator[str]:
+    """Connects to a fresh database with the whole schema, which is dropped after the test."""
+    name = postgres_server.create()
+    yield postgres_server.conninfo(name)
+    postgres_server.drop(name)
+
+
+@asynccontextmanager
+async def opened(conninfo: str, size: int = 4) -> AsyncIterator[Pool]:
+    """A pool that is watched, and up."""
+    pool = Pool(conninfo, size, migrations=None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.watch, lambda: None)
+        with trio.fail_after(10):
+            await pool.wait_up()
+        yield pool
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def database(conninfo: str) -> AsyncIterator[Pool]:
+    """A pool on a fresh database with the whole schema."""
+    async with opened(conninfo) as pool:
+        yield pool
