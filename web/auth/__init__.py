@@ -3,7 +3,7 @@
     guard = Guard(AuthSettings(secret="…"))
     answer = guard.authenticate(Credentials.of(headers, query))     # Identity | Denied
 
-`identity` has the answers, `credentials` finds the token in a request, `tokens` judges it, `keys` keeps a key set
+`identity` has the answers, `credentials` finds the token in a request, `tokens` judges it, `refresh` keeps a key set
 fresh, `origins` judges the Origin header. May import `engine`.
 """
 

@@ -1,6 +1,6 @@
 """The guard at the doors: settings, the keys as they are now, and who has been shut out. May import `web.auth`.
 
-One per server, made before the tree. `keys.KeyRefresher` keeps `keys` fresh when they come from a URL.
+One per server, made before the tree. `refresh.KeyRefresher` keeps `keys` fresh when they come from a URL.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Key sets (RFC 7517): read from a file, or fetched from a URL and kept fresh by a process. May import `engine.otp`.
-
-A key set that cannot be fetched is not fatal: the keys known so far stay good, and the next round tries again.
-"""
+"""Key sets (RFC 7517), read from text or a file. Imports `web.auth` data only; `refresh` fetches them from a URL."""
 
 from __future__ import annotations
 
