@@ -5,6 +5,7 @@ Pure. The provider's word stays in `raw_status`, which reaches the predictions t
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from engine.providers.protocol import Failed, FailureKind
@@ -26,6 +27,9 @@ _WORDS = {
 }
 
 
+_TOO_LONG = re.compile("prompt is too long|token count .*exceeds")
+
+
 def failed(kind: FailureKind, code: str, retry_after: float | None = None, raw: str | None = None) -> Failed:
     """The failure `code` with its words; `retry_after` in seconds."""
     message, action = _WORDS[code]
@@ -35,14 +39,15 @@ def failed(kind: FailureKind, code: str, retry_after: float | None = None, raw: 
 def classify(status: int, error: dict[str, Any], retry_after: float | None) -> Failed:
     """What an HTTP status and an OpenAI-style error object mean for the task and its queue."""
     words = f"{error.get('code')} {error.get('type')}"
+    message = str(error.get("message", "")).lower()  # where the service has no word of its own for it
     raw = f"{status} {words}"
-    if "context_length" in words or "context_size" in words:
+    if any(word in words for word in ("context_length", "context_size")) or _TOO_LONG.search(message):
         return failed(FailureKind.INVALID_INPUT, "context_length", raw=raw)
     if "content_policy" in words or "content_filter" in words:
         return failed(FailureKind.PERMANENT, "content_policy", raw=raw)
     if status == 429 or status == 402 or "insufficient_quota" in words:
         return failed(FailureKind.QUOTA, "quota", retry_after, raw)
-    if status in (401, 403):
+    if status in (401, 403) or "api key not valid" in message:
         return failed(FailureKind.PERMANENT, "provider_auth", raw=raw)
     if status == 404:
         return failed(FailureKind.PERMANENT, "unknown_model", raw=raw)

@@ -1,6 +1,5 @@
 """A small Replicate for tests: its statuses, schedule, throttling, webhooks and signatures, and its bad days.
 
-An ASGI-free HTTP/1.1 server on trio streams through h11, so that it can also break connections in the middle.
 What a prediction does is told by its input: `{"script": {...}}` (see Script); faults of the service by `Service`.
 """
 
@@ -17,12 +16,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
-import h11
 import httpx
 import trio
 from attrs import define, field
 
 from engine.providers.webhooks import sign
+from tests.engine.providers import raw_http
+from tests.engine.providers.raw_http import Reply, Request
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes ...").decode()
 TOKEN = "r8_test"
@@ -149,14 +149,19 @@ class Service:
 
     # --- requests ---------------------------------------------------------------------------------------
 
-    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], Any]:
-        parts = urlsplit(target)
-        self.requests.append((method, target))
-        self.headers.append(headers)
-        if headers.get("authorization") != f"Bearer {TOKEN}":
+    def fault(self, request: Request) -> str:
+        if self.faults and re.search(self.faults[0][0], f"{request.method} {request.target}"):
+            return self.faults.popleft()[1]
+        return ""
+
+    def answer(self, request: Request) -> tuple[int, dict[str, str], Any]:
+        method, parts = request.method, urlsplit(request.target)
+        self.requests.append((method, request.target))
+        self.headers.append(request.headers)
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
             return 401, {}, {"title": "Unauthenticated", "detail": "You did not pass a valid token", "status": 401}
         if method == "POST" and re.fullmatch(r"/v1/(predictions|models/[^/]+/[^/]+/predictions)", parts.path):
-            return self._created(json.loads(body))
+            return self._created(json.loads(request.body))
         if method == "GET" and parts.path == "/v1/predictions":
             return 200, {}, self._listing(parse_qs(parts.query))
         if match := re.fullmatch(r"/v1/predictions/([0-9a-f]+)(/cancel)?", parts.path):
@@ -202,63 +207,21 @@ FAULTS: dict[str, tuple[int, dict[str, str], Any]] = {
 @asynccontextmanager
 async def serving() -> AsyncIterator[Service]:
     """The service on a free port of loopback; ends with the block."""
-    async with trio.open_nursery() as nursery:
-        service = Service(nursery)
-        listeners = await nursery.start(trio.serve_tcp, lambda stream: _connection(service, stream), 0)
-        service.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        yield service
-        nursery.cancel_scope.cancel()
+    service: Service
 
-
-async def _connection(service: Service, stream: trio.SocketStream) -> None:
-    """One request a connection is enough; a fault may end it without an answer."""
-    conn = h11.Connection(h11.SERVER)
-    try:
-        request, body = await _request(conn, stream)
-        headers = {name.decode(): value.decode() for name, value in request.headers}
-        target = request.target.decode()
-        fault = _fault(service, request.method.decode(), target)
+    async def handle(request: Request, reply: Reply) -> None:
+        fault = service.fault(request)
         if fault == "lost before":
             return
-        answer = FAULTS.get(fault) or service.answer(request.method.decode(), target, headers, body)
+        status, headers, content = FAULTS.get(fault) or service.answer(request)
         if fault == "lost after":
             return
         if fault == "hang":
-            await trio.sleep(3600)
-        await _send(conn, stream, answer)
-    except (h11.RemoteProtocolError, trio.BrokenResourceError):
-        return
-    finally:
-        await trio.aclose_forcefully(stream)
+            await trio.sleep_forever()
+        await reply.whole(
+            status, headers, content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        )
 
-
-def _fault(service: Service, method: str, target: str) -> str:
-    if service.faults and re.search(service.faults[0][0], f"{method} {target}"):
-        return service.faults.popleft()[1]
-    return ""
-
-
-async def _request(conn: h11.Connection, stream: trio.SocketStream) -> tuple[h11.Request, bytes]:
-    request, body = None, b""
-    while True:
-        event = conn.next_event()
-        if event is h11.NEED_DATA:
-            conn.receive_data(await stream.receive_some(65536))
-        elif isinstance(event, h11.Request):
-            request = event
-        elif isinstance(event, h11.Data):
-            body += event.data
-        elif isinstance(event, h11.EndOfMessage):
-            assert request is not None
-            return request, body
-        else:
-            raise h11.RemoteProtocolError("gone")
-
-
-async def _send(conn: h11.Connection, stream: trio.SocketStream, answer: tuple[int, dict[str, str], Any]) -> None:
-    status, headers, content = answer
-    data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-    every = {"content-type": "application/json", **headers, "content-length": str(len(data)), "connection": "close"}
-    out = conn.send(h11.Response(status_code=status, headers=list(every.items()))) or b""
-    out += conn.send(h11.Data(data=data)) or b""
-    await stream.send_all(out + (conn.send(h11.EndOfMessage()) or b""))
+    async with raw_http.serving(handle) as (url, nursery):
+        service = Service(nursery, url)
+        yield service
