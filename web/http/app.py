@@ -14,12 +14,13 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from engine.errors import UserError
-from web.http import direct
+from web.http import direct, openapi
 from web.http.exchange import Answer
 from web.http.house import House
 from web.http.perform import Incoming, incoming, perform, refusal
 from web.http.route import Route
 from web.http.routes import CREATE, ROUTES
+from web.pages.routes import routes as pages
 
 _REFUSED = {
     400: ("invalid_request", "The request cannot be read. Check its line and headers."),
@@ -42,14 +43,15 @@ class Application(QuartTrio):
             await super().asgi_app(scope, receive, send)
 
 
-def create_app(house: House, more: Iterable[Route] = ()) -> Application:
-    """The HTTP application over `house`, with the API's routes and `more`."""
+def create_app(house: House, more: Iterable[Route] = (), version: str = "0.1.0") -> Application:
+    """The HTTP application over `house`: the API's routes, `more` of the kind, their description, and the pages."""
     app = Application("elwift", static_folder=None)
     app.house = house
     app.config["MAX_CONTENT_LENGTH"] = house.limits.body
     app.config["BODY_TIMEOUT"] = house.limits.body_timeout
     app.register_error_handler(HTTPException, _refuse)
-    for route in (*ROUTES, *more):
+    api = (*ROUTES, *more)
+    for route in (*api, openapi.route(api, version), *pages()):
         add_route(app, house, route)
     return app
 
@@ -76,11 +78,17 @@ def _head() -> Incoming:
     return incoming(request.scope)  # type: ignore[arg-type]
 
 
-async def _refuse(error: HTTPException) -> Response:
+def refusal_response(error: UserError) -> Response:
+    """Quart's response for a refusal of the request at hand."""
     head = _head()
-    code, message = _REFUSED.get(error.code or 500, ("invalid_request", "The request was refused."))
-    made = response(refusal(UserError(code, message), head.request_id))
+    made = response(refusal(error, head.request_id))
     made.headers["X-Request-Id"] = head.request_id
+    return made
+
+
+async def _refuse(error: HTTPException) -> Response:
+    code, message = _REFUSED.get(error.code or 500, ("invalid_request", "The request was refused."))
+    made = refusal_response(UserError(code, message))
     valid_methods = getattr(error, "valid_methods", None)
     if valid_methods:
         made.headers["Allow"] = ", ".join(sorted(valid_methods))

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import msgspec
 
 from web.http import problems
-from web.http.exchange import Answer, Ask, Handler
+from web.http.exchange import Answer, Ask
 from web.http.house import House
+from web.http.models import WriteModel
 from web.http.route import Parameter, Route, Schema
 from web.http.tasks import CreateTask
 
@@ -57,7 +58,7 @@ def responses(route: Route) -> dict[str, Schema]:
     good: Schema = {"description": route.summary + ": done."}
     if route.answer is not None:
         good["content"] = _content(route.media_type, route.answer)
-    else:
+    elif route.status != 204:
         good["content"] = {route.media_type: {}}
     found = {str(route.status): good}
     if route.answer == "Readiness":
@@ -102,15 +103,15 @@ def _parameter(parameter: Parameter) -> Schema:
     }
 
 
-def handler(routes: Iterable[Route], version: str) -> Handler:
-    """A handler that answers the document of `routes`, encoded once."""
+def route(routes: Iterable[Route], version: str) -> Route:
+    """The route of the document of `routes`, which is encoded once."""
     body = msgspec.json.format(msgspec.json.encode(describe(routes, version)))
 
     async def document(house: House, ask: Ask) -> Answer:
         """This description of the API."""
         return Answer(body, headers=(("Cache-Control", "no-cache"),))
 
-    return document
+    return Route("GET", "/api/openapi.json", document, "This description", open=True, tag="health")
 
 
 # --- the schemas of answers ---------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def handler(routes: Iterable[Route], version: str) -> Handler:
 
 def schemas() -> dict[str, Schema]:
     """Every named schema; those of bodies come from the types that decode them."""
-    _, bodies = msgspec.json.schema_components([CreateTask], ref_template="#/components/schemas/{name}")
+    _, bodies = msgspec.json.schema_components([CreateTask, WriteModel], ref_template="#/components/schemas/{name}")
     return {**bodies, **ANSWERS}
 
 
@@ -211,7 +212,7 @@ ANSWERS: dict[str, Schema] = {
     "TaskError": _object(
         {"code": _STRING, "message": _STRING, "action": _STRING, "retryable": _FLAG}, {"will_retry_at": _TIME}
     ),
-    "TaskPage": _object({"tasks": _list(_ref("Task")), "cursor": _nullable(_STRING)}),
+    "TaskPage": _object({"tasks": _list(_ref("Task")), "cursor": _nullable(_STRING), "partial": _FLAG}),
     "LogEvent": _object(
         {"seq": _WHOLE, "type": _STRING, "at": _TIME, "attempt": _COUNT, "actor": _STRING, "payload": _ANY_OBJECT}
     ),

@@ -87,7 +87,7 @@ async def perform(house: House, route: Route, head: Incoming, args: Mapping[str,
         answer = refusal(_STORAGE_DOWN, head.request_id)
     except CallFailed as failed:
         answer = refusal(_no_answer(failed), head.request_id)
-    except Exception:  # noqa: BLE001 - the edge of the house: a bug costs its own request and is told in full
+    except Exception:  # the edge of the house: a bug costs its own request, and is told in full
         log.exception("request failed", route=route.name, request_id=head.request_id, user=identity.user)
         answer = refusal(_BUG, head.request_id)
     house.telemetry.answered(route.name, answer.status, time.perf_counter() - started)
@@ -142,7 +142,7 @@ _STORAGE_DOWN = UserError(
     "The database cannot be reached now. Running tasks go on and can be watched; ask for history a little later.",
     retry_after=5.0,
 )
-_BUG = UserError("internal_error", "This is a fault of the server and has been logged. Name the request_id to report it.")
+_BUG = UserError("internal_error", "This is a fault of the server, and logged. Name the request_id to report it.")
 
 
 def _log(route: Route, head: Incoming, identity: Identity, answer: Answer, seconds: float) -> None:

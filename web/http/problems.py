@@ -39,6 +39,8 @@ KNOWN: dict[str, Kind] = {
     "unauthorized": Kind(401, "A valid token is needed"),
     "forbidden": Kind(403, "Not allowed"),
     "cross_origin": Kind(403, "Pages of other sites may not do this"),
+    "bad_signature": Kind(401, "The delivery is not genuine"),
+    "stale_delivery": Kind(400, "The delivery is too old"),
     # what is asked for
     "unknown_task": Kind(404, "No such task"),
     "unknown_model": Kind(422, "No such model"),
@@ -46,6 +48,7 @@ KNOWN: dict[str, Kind] = {
     "no_such_model": Kind(404, "No such model"),
     "no_such_process": Kind(404, "No such process"),
     "no_such_queue": Kind(404, "No such queue"),
+    "invalid_schema": Kind(422, "The schema is no JSON Schema"),
     "invalid_input": Kind(422, "The input does not fit the model"),
     "task_exists": Kind(409, "The task exists already"),
     "idempotency_conflict": Kind(409, "The key was used for something else"),
@@ -53,6 +56,7 @@ KNOWN: dict[str, Kind] = {
     "terminal": Kind(409, "The task is over"),
     "conflict": Kind(409, "Something else was first"),
     "name_taken": Kind(409, "The name is taken"),
+    "seeded_model": Kind(409, "The model belongs to the system"),
     "not_stoppable": Kind(409, "This process may not be killed"),
     # how much is asked for
     "over_capacity": Kind(429, "Too much is waiting already"),

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
+from attrs import frozen
 
 from engine.errors import Problem, UserError
+from engine.ports import StorageDown
 from engine.tasks import intake, lookup
 from engine.tasks.events import Actor
 from engine.tasks.messages import Accepted, NewTask
@@ -128,36 +130,62 @@ def task_id(ask: Ask) -> UUID:
 
 
 async def index(house: House, ask: Ask) -> Answer:
-    """A page of the user's history, newest first; what still runs is shown as it is now."""
+    """A page of the user's history, newest first; what still runs is shown as it is now.
+
+    While the database is away the first page is what is in memory, and says so: `partial` is true.
+    """
     query = ask.query
-    page = await house.runtime.store.history(
+    wanted = Wanted(
         owner(ask, query.get("user")),
         one_of(query.get("status"), "status", _STATUSES),
         query.get("model"),
-        query.get("cursor"),
         bounded_int(query.get("limit"), "limit", 50, 1, house.limits.page),
     )
+    cursor = query.get("cursor")
+    try:
+        page = await house.runtime.store.history(wanted.user, wanted.status, wanted.model, cursor, wanted.limit)
+    except StorageDown:
+        if cursor is not None:
+            raise
+        return json({"tasks": [task_view(task) for task in remembered(house, wanted)], "cursor": None, "partial": True})
     tasks = [await as_now(house, task) for task in page.tasks]
-    return json({"tasks": [task_view(task) for task in tasks], "cursor": page.cursor})
+    return json({"tasks": [task_view(task) for task in tasks], "cursor": page.cursor, "partial": False})
+
+
+@frozen
+class Wanted:
+    """Which tasks a list is to have."""
+
+    user: str
+    status: Status | None
+    model: str | None
+    limit: int
+
+    def fits(self, task: TaskState) -> bool:
+        return task.user == self.user and self.status in (None, task.status) and self.model in (None, task.model)
+
+
+def remembered(house: House, wanted: Wanted) -> list[TaskState]:
+    """The live tasks that are wanted, newest first."""
+    found = [task for task in house.runtime.stash if wanted.fits(task)]
+    return sorted(found, key=lambda task: task.created_at, reverse=True)[: wanted.limit]
 
 
 async def as_now(house: House, row: TaskState) -> TaskState:
     """A row of history, or the state in memory when the task is alive: rows know nothing of progress and text."""
-    if row.status.terminal or lookup.whereis(house.runtime, row.id) is None:
-        return row
-    return await lookup.find(house.runtime, row.id) or row
+    return await lookup.find(house.runtime, row.id) or row if row.id in house.runtime.stash else row
 
 
 async def cancel(house: House, ask: Ask) -> Answer:
     """Stops the task and the provider's work; asking twice, or after the end, changes nothing."""
     task = await own_task(house, ask)
-    return json(task_view(await intake.cancel(house.runtime, task.id, actor(ask, task))))
+    return json(task_view(await lookup.cancel(house.runtime, task.id, actor(ask, task))))
 
 
 async def retry(house: House, ask: Ask) -> Answer:
     """A new attempt for a failed task."""
     task = await own_task(house, ask)
-    return json(task_view(await intake.retry(house.runtime, task.id, actor(ask, task))), 202)
+    return json(task_view(await lookup.retry(house.runtime, task.id, actor(ask, task))), 202)
 
 
 def actor(ask: Ask, task: TaskState) -> Actor:
@@ -169,6 +197,11 @@ async def events(house: House, ask: Ask) -> Answer:
     """The task's log after `after`, oldest first; `has_more` says that another page follows."""
     task = await own_task(house, ask)
     after = bounded_int(ask.query.get("after"), "after", 0, 0, 999_999_999)
-    limit = bounded_int(ask.query.get("limit"), "limit", 500, 1, 1000)
-    found = await house.runtime.store.events(task.id, after, limit + 1)
-    return json({"events": [log_view(event) for event in found[:limit]], "has_more": len(found) > limit})
+    limit = bounded_int(ask.query.get("limit"), "limit", 500, 1, 500)
+    if after >= task.seq:
+        return json({"events": [], "has_more": False})
+    seen = await lookup.view(house.runtime, task.id, after)
+    if seen is None or seen.reset:  # the older part is in the database alone
+        raise StorageDown
+    page = seen.events[:limit]
+    return json({"events": [log_view(event) for event in page], "has_more": page != seen.events or seen.has_more})

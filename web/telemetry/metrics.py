@@ -1,13 +1,14 @@
-"""The Prometheus registry of one server: HTTP counters pushed by the doors, engine figures pulled at scrape time.
+"""The metrics of one server: what the doors count, what is read at scrape time, and what the engine counts.
 
-Names carry the prefix `elwift_` and base units; no user or task id is ever a label. May import the engine.
+The engine's counters live in Prometheus' process-wide registry (see `engine.telemetry`); what belongs to one server
+lives in its own. Names carry the prefix `elwift_` and base units; no user or task id is ever a label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -37,8 +38,6 @@ class Telemetry:
 
     def __init__(self, sources: Sequence[Source] = ()) -> None:
         self.registry = CollectorRegistry()
-        for standard in (ProcessCollector, PlatformCollector, GCCollector):
-            standard(registry=self.registry)
         self._requests = Counter(
             "elwift_http_requests_total", "HTTP requests answered", ("route", "status"), registry=self.registry
         )
@@ -75,4 +74,4 @@ class Telemetry:
 
     def exposition(self) -> bytes:
         """All of it in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(REGISTRY) + generate_latest(self.registry)

@@ -185,7 +185,11 @@ class Page:
     async def size(self, width: int, height: int, scale: float = 1.0) -> None:
         """Makes the page as large as a screen (CSS pixels)."""
         await self.command(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 600,
         )
 
     async def prefer(self, **features: str) -> None:

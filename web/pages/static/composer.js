@@ -107,7 +107,7 @@ export class Composer {
     for (const input of this.options.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
     if (!problem) return;
     const wait = problem.retryAfter ? ` (in about ${Math.ceil(problem.retryAfter)} s)` : "";
-    this.problem.textContent = problem.message + wait;
+    this.problem.textContent = problem.message.replace(/^\/(input\/)?/, "") + wait;
     for (const { where = "" } of problem.details) {
       const input = this.options.querySelector(`[name="${CSS.escape(where.split("/")[2] ?? "")}"]`);
       if (input) { input.setAttribute("aria-invalid", "true"); this.#open(true); input.focus(); }
@@ -146,6 +146,7 @@ function field({ name, schema, kind, standard }) {
 function choice({ enum: choices }, standard) {
   const select = document.createElement("select");
   select.dataset.kind = "choice";
+  if (standard === undefined) select.add(new Option("none", ""));
   for (const value of choices) select.add(new Option(String(value), JSON.stringify(value), false, value === standard));
   return select;
 }

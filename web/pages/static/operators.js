@@ -1,0 +1,234 @@
+// The operators' page: looks at the server every two seconds while it is seen, and acts when told to.
+
+import { get, keepToken, post, tokenFromAddress } from "./api.js";
+import { ago, clock, count, sentence, size, span } from "./format.js";
+import { startTheme } from "./theme.js";
+import { Tree, made } from "./tree.js";
+
+const EVERY = 2000; // milliseconds between two looks
+const part = (id) => document.getElementById(id);
+const tree = new Tree(part("tree"), (node) => showProcess(node));
+let failures = 0;
+
+async function look() {
+  try {
+    const [{ tree: root }, overview] = await Promise.all([get("/api/supervisor"), get("/api/overview")]);
+    await tree.update(root);
+    draw(overview);
+    say("open", "Live");
+    failures = 0;
+    part("refusal").hidden = true;
+  } catch (problem) {
+    failures += 1;
+    if (problem.status === 401) await askForToken();
+    else if (problem.status) refuse(problem);
+    say("waiting", "Reconnecting");
+  }
+}
+
+function say(state, words) {
+  part("link").dataset.state = state;
+  part("link-text").textContent = words;
+}
+
+function refuse(problem) {
+  part("refusal").hidden = false;
+  part("refusal").textContent = problem.message;
+}
+
+function draw(overview) {
+  drawTiles(overview);
+  const { processes, restarts } = overview.node;
+  part("tree-words").textContent = `${count(processes)} processes` + (restarts ? `, ${count(restarts)} restarts` : "");
+  replace(part("queues"), overview.queues.map(queue), "No queue is open.");
+  replace(part("providers"), overview.providers.map(provider), "No provider is set up.");
+  facts(part("server"), server(overview));
+}
+
+function drawTiles({ node, journal, queues, tasks, sockets }) {
+  const waiting = queues.reduce((sum, queue) => sum + (queue.available ?? 0) + (queue.scheduled ?? 0) + (queue.retryable ?? 0), 0);
+  const running = queues.reduce((sum, queue) => sum + (queue.executing ?? 0), 0);
+  replace(part("tiles"), [
+    tile(count(tasks.live), "tasks in memory"),
+    tile(count(running), "jobs running"),
+    tile(count(waiting), "jobs waiting", waiting > 1000 ? "warn" : ""),
+    tile(count(sockets), "sockets"),
+    tile(journal.up ? "Up" : `Away ${span(Date.now() / 1000 - journal.since)}`, journal.buffered ? `database, ${count(journal.buffered)} buffered` : "database", journal.up ? "good" : "bad"),
+    tile(size(node.memory_bytes), "memory"),
+  ]);
+}
+
+function tile(figure, words, mood = "") {
+  const box = made("div", { class: "tile", "data-mood": mood });
+  const strong = made("b");
+  strong.textContent = figure;
+  const label = made("span");
+  label.textContent = words;
+  box.append(strong, label);
+  return box;
+}
+
+function queue(known) {
+  const { name, limit, executing = 0, available = 0, scheduled = 0, retryable = 0, paused } = known;
+  const button = made("button", { type: "button", class: "quiet" });
+  button.textContent = paused ? "Resume" : "Pause";
+  button.onclick = () => act(button, () => post(`/api/queues/${encodeURIComponent(name)}/${paused ? "resume" : "pause"}`));
+  const title = made("b");
+  title.textContent = name;
+  const head = made("div", { class: "queue-head" }, title, made("span", { class: "spacer" }), button);
+  if (paused) title.after(badge("Paused"));
+  const full = made("div");
+  full.style.setProperty("--full", limit ? Math.min(1, executing / limit) : 0);
+  const words = made("div", { class: "queue-words" });
+  words.textContent = [
+    `${count(executing)} of ${count(limit ?? 0)} running`,
+    `${count(available)} waiting`,
+    scheduled + retryable ? `${count(scheduled + retryable)} later` : "",
+    known.oldest_seconds ? `oldest ${span(known.oldest_seconds)}` : "",
+  ].filter(Boolean).join(" · ");
+  return made("div", { class: "queue" }, head, made("div", { class: "meter" }, full), words);
+}
+
+function provider(known) {
+  const title = made("b");
+  title.textContent = known.name;
+  const head = made("div", { class: "queue-head" }, title, made("span", { class: "spacer" }), badge(known.state, known.state));
+  const words = made("div", { class: "queue-words" });
+  words.textContent = known.words ?? "";
+  return made("div", { class: "queue" }, head, words);
+}
+
+function badge(text) {
+  const element = made("span", { class: "badge" });
+  element.textContent = sentence(text);
+  return element;
+}
+
+function server({ node, journal }) {
+  return {
+    Version: node.version,
+    Python: node.python,
+    "OS process": String(node.pid),
+    "Up for": span(Date.now() / 1000 - node.started_at),
+    "CPU time": span(node.cpu_seconds),
+    "Journal buffer": `${count(journal.buffered)} of ${count(journal.bound)}`,
+    ...(journal.last_error ? { "Last error": journal.last_error } : {}),
+  };
+}
+
+function facts(list, known) {
+  const lines = Object.entries(known).flatMap(([name, value]) => {
+    const term = made("dt");
+    term.textContent = name;
+    const said = made("dd");
+    said.textContent = value;
+    return [term, said];
+  });
+  list.replaceChildren(...lines);
+}
+
+function replace(box, elements, nothing = "") {
+  if (elements.length) return box.replaceChildren(...elements);
+  const words = made("p", { class: "nothing" });
+  words.textContent = nothing;
+  return box.replaceChildren(words);
+}
+
+// --- one process ---------------------------------------------------------------------------------------
+
+async function showProcess(node) {
+  part("process-title").textContent = node.id;
+  part("process-problem").hidden = true;
+  facts(part("process-facts"), { Pid: node.pid ?? "none", Status: node.status });
+  part("process-actions").replaceChildren();
+  part("process").showModal();
+  if (!node.pid) return;
+  try {
+    const known = await get(`/api/processes/${encodeURIComponent(node.pid)}`);
+    facts(part("process-facts"), described(known));
+    part("process-actions").replaceChildren(...actions(known));
+  } catch (problem) {
+    complain(problem);
+  }
+}
+
+function described(known) {
+  const said = {};
+  for (const [name, value] of Object.entries(known)) {
+    if (value === null || value === "" || (Array.isArray(value) && !value.length) || name === "killable") continue;
+    if (name === "started_at") said.Started = `${clock(value)}, ${ago(value)}`;
+    else if (name === "memory_bytes") said.Memory = size(value);
+    else if (Array.isArray(value)) said[sentence(name)] = value.join(", ");
+    else said[sentence(name)] = typeof value === "object" ? JSON.stringify(value) : String(value);
+  }
+  return said;
+}
+
+function actions(known) {
+  const buttons = [];
+  if (known.task_id) buttons.push(action("Cancel the task", () => post(`/api/tasks/${known.task_id}/cancel`)));
+  if (known.killable) buttons.push(action("Kill", () => post(`/api/processes/${encodeURIComponent(known.pid)}/kill`), true));
+  return buttons;
+}
+
+/** A button that asks once more before it does what cannot be undone. */
+function action(words, run) {
+  const button = made("button", { type: "button", class: "quiet danger" });
+  button.textContent = words;
+  let armed = false;
+  button.onclick = () => {
+    if (!armed) {
+      armed = true;
+      button.textContent = `${words}: click again`;
+      return undefined;
+    }
+    return act(button, run, () => part("process").close());
+  };
+  return button;
+}
+
+async function act(button, run, after = () => {}) {
+  button.disabled = true;
+  try {
+    await run();
+    part("announce").textContent = `${button.textContent}: done`;
+    after();
+  } catch (problem) {
+    if (part("process").open) complain(problem);
+    else refuse(problem);
+  } finally {
+    button.disabled = false;
+    look();
+  }
+}
+
+function complain(problem) {
+  part("process-problem").hidden = false;
+  part("process-problem").textContent = problem.message;
+}
+
+function askForToken() {
+  const dialog = part("token-dialog");
+  if (!dialog.open) dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      keepToken(part("token").value);
+      part("token").value = "";
+      resolve();
+    }, { once: true });
+  });
+}
+
+async function start() {
+  startTheme(part("theme"));
+  tokenFromAddress();
+  part("process-close").addEventListener("click", () => part("process").close());
+  part("link").addEventListener("click", () => look());
+  for (;;) {
+    if (!document.hidden) await look();
+    const wait = EVERY * Math.min(8, 2 ** failures);
+    await new Promise((resolve) => { setTimeout(resolve, wait); });
+  }
+}
+
+start();
