@@ -44,7 +44,6 @@ PRIVATE_NAMES = (
     "_connect_gen",
     "_get_connection_params",
     "_should_cancel",
-    "_notifies_backlog",
     "_pipeline_nolock",
     "_try_cancel",
 )
@@ -55,6 +54,8 @@ class TrioConnection(psycopg.AsyncConnection[Any]):
 
     A task that is cancelled while it waits for a statement cancels that statement on the server, and the
     connection can be used again; when the server does not answer within `CANCEL_TIMEOUT` the connection is closed.
+    A transaction block that is cancelled cannot send its ROLLBACK: the connection stays in the failed transaction,
+    and the pool closes such a one.
     """
 
     lock: trio.Lock  # type: ignore[assignment]

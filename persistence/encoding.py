@@ -44,7 +44,7 @@ def clean(value: Any) -> Any:
 
 def clean_text(text: str) -> str:
     """`text` without NUL and lone surrogates."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return text.replace("\0", "\ufffd").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def storable(text: str) -> bool:

@@ -171,7 +171,7 @@ class Pool:
                 started()
                 await self._guard(connection)
         finally:
-            self._down(StorageDown("the pool is closed"))
+            self._fall("the pool is closed")
 
     async def _look(self) -> TrioConnection:
         """Connects, asks, and migrates when that has not been done. Raises StorageDown."""
@@ -229,11 +229,15 @@ class Pool:
         self._came_up.set()
 
     def _down(self, problem: BaseException) -> None:
-        if self._up:
+        if self._up or str(problem) != self._error:
             log.error("the database is away: %s", problem)
+        self._fall(str(problem))
+
+    def _fall(self, why: str) -> None:
+        if self._up:
             self._up, self._since = False, time()
             self._came_up = trio.Event()
-        self._error = str(problem)
+        self._error = why
         self._latency = 0.0
         for connection in self._idle:
             connection.pgconn.finish()

@@ -26,7 +26,7 @@ from persistence.embedded.folder import lay_out, make_home, make_private
 from persistence.migrator import migrate
 from persistence.pool import Pool
 
-__all__ = ["conninfo", "database", "opened", "postgres_server"]
+__all__ = ["conninfo", "database", "opened", "outage", "postgres_server"]
 
 TEMPLATE = "elwift_template"
 _numbers = itertools.count(1)
@@ -114,3 +114,30 @@ async def database(conninfo: str) -> AsyncIterator[Pool]:
     """A pool on a fresh database with the whole schema."""
     async with opened(conninfo) as pool:
         yield pool
+
+
+@frozen
+class Outage:
+    """Takes a test's database away and gives it back, as a crash of the server looks to its clients."""
+
+    server: TestServer
+    name: str
+
+    def begin(self) -> None:
+        """Ends every connection, and lets nobody in."""
+        with psycopg.connect(self.server.conninfo(), autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS false")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (self.name,)
+            )
+
+    def end(self) -> None:
+        with psycopg.connect(self.server.conninfo(), autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {self.name} ALLOW_CONNECTIONS true")
+
+
+@pytest.fixture
+def outage(postgres_server: TestServer, conninfo: str) -> Outage:
+    """The switch of this test's own database."""
+    name = psycopg.conninfo.conninfo_to_dict(conninfo)["dbname"]
+    return Outage(postgres_server, str(name))

@@ -60,6 +60,10 @@ SETTINGS = {
 }
 
 
+OURS = ("FATAL:", "PANIC:", "WARNING:", "postgres:", "setpriv:")
+"""What of the server's words concerns the operator; an ERROR is told to the client who made it."""
+
+
 class ServerFailed(Exception):
     """PostgreSQL did not start; the message has its own words."""
 
@@ -163,11 +167,11 @@ class Words:
     def _hear(self, line: str) -> None:
         if "ready to accept connections" in line:
             self.ready.set()
-        if line.startswith(("LOG:", "NOTICE:", "HINT:", "DETAIL:", "STATEMENT:")):
+        if line.startswith(OURS):
+            self.last = line
+            server_log.warning("%s", line)
+        else:
             server_log.debug("%s", line)
-            return
-        self.last = line
-        server_log.warning("%s", line)
 
     async def wait_ready(self, child: subprocess.Popen[bytes]) -> None:
         """Raises ServerFailed when the server ends, or says nothing good in time."""

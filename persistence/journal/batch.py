@@ -64,18 +64,20 @@ class Writer:
 
     async def _write(self, connection: TrioConnection, left: Sequence[Pending]) -> None:
         while left:
+            problem: Exception = RuntimeError("rows are missing")
             try:
                 verdicts = await self._attempt(connection, left)
-            except psycopg.Error as problem:
-                if is_outage(problem):
+            except psycopg.Error as error:
+                if is_outage(error):
                     raise
+                problem = error
                 await connection.rollback()
-                return await self._halve(connection, left, problem)
+                # an entry that does not fit may show as a broken reference before it shows as a missing row
+                verdicts = await examine(connection, left, set())
             if verdicts is None:
                 return self._settle_all(left)
             if not any(verdicts):
-                # something was short, and nobody is at fault: not seen yet, but never a reason to turn for ever
-                return await self._halve(connection, left, RuntimeError("rows are missing"))
+                return await self._halve(connection, left, problem)
             for pending, verdict in zip(left, verdicts, strict=True):
                 if verdict:
                     self.settle(pending, verdict)

@@ -204,6 +204,13 @@ class PostgresJournal:
             for number in range(self.lanes):
                 nursery.start_soon(self._lane, number)
 
+    async def finish(self) -> None:
+        """Writes until nothing waits. The caller sets the deadline."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.flush)
+            await self.drained()
+            nursery.cancel_scope.cancel()
+
     async def _lane(self, number: int) -> None:
         """Writes one batch after the other. What is not settled when the lane ends goes back in front."""
         while True:
