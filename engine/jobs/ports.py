@@ -101,11 +101,12 @@ class Rescued:
 
 @frozen
 class Waiting:
-    """`jobs` waiting jobs of `user` at `priority`."""
+    """A user's jobs at one priority: `jobs` stand in line, `unfinished` counts these and all that are not finished."""
 
     priority: int
     user: str
     jobs: int
+    unfinished: int
 
 
 @frozen

@@ -7,16 +7,16 @@ fences. Rows cross as one JSON parameter: quick to encode, and one statement wha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
-import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from engine.jobs.job import Cancel, Complete, Discard, JobChange, JobState, Lease, NewJob, Retry, Snooze
 from engine.jobs.lifecycle import settle
+from persistence.encoding import document
 
 CHANNEL: LiteralString = "elwift_jobs"
 """The channel of every notification of the queue; payloads are words: `wake QUEUE`, `stop JOB TOKEN`, `settings`."""
@@ -128,7 +128,7 @@ async def insert_jobs(conn: Connection, jobs: Sequence[NewRow]) -> frozenset[UUI
     """
     if not jobs:
         return frozenset()
-    rows = encode([_new_row(n, job, lease) for n, (job, lease) in enumerate(jobs)])
+    rows = document([_new_row(n, job, lease) for n, (job, lease) in enumerate(jobs)])
     cursor = await conn.execute(INSERT, (rows,))
     return frozenset(row[0] for row in await cursor.fetchall())
 
@@ -140,7 +140,7 @@ async def apply_changes(conn: Connection, changes: Sequence[ChangeRow]) -> froze
     """
     stale: set[int] = set()
     for wave in _waves(changes):
-        rows = encode([_change_row(n, *changes[n]) for n in wave])
+        rows = document([_change_row(n, *changes[n]) for n in wave])
         cursor = await conn.execute(APPLY, (rows,))
         verdicts = {row[0]: row[1] for row in await cursor.fetchall()}
         stale.update(n for n in wave if _is_stale(changes[n][0], verdicts.get(n)))
@@ -222,28 +222,3 @@ def _order(change: JobChange) -> dict[str, Any]:
             return {"state": JobState.CANCELLED, "error": reason}
         case Discard(error):
             return {"state": JobState.DISCARDED, "error": error}
-
-
-# --- JSON that PostgreSQL takes -------------------------------------------------------------------------
-
-
-def encode(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as JSON text. NUL and lone surrogates, which `jsonb` refuses, become U+FFFD."""
-    listed = list(rows)
-    try:
-        text = msgspec.json.encode(listed).decode()
-    except UnicodeEncodeError:
-        return msgspec.json.encode(_clean(listed)).decode()
-    return msgspec.json.encode(_clean(listed)).decode() if "\\u0000" in text else text
-
-
-def _clean(value: Any) -> Any:
-    match value:
-        case str():
-            return value.replace("\0", "\ufffd").encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-        case dict():
-            return {_clean(k): _clean(v) for k, v in value.items()}
-        case list() | tuple():
-            return [_clean(v) for v in value]
-        case _:
-            return value

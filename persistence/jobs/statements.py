@@ -171,7 +171,8 @@ COUNTS: LiteralString = """
 """
 
 WAITING: LiteralString = """
-    SELECT queue, priority, user_key, count(*) FROM jobs WHERE state = 'available' GROUP BY 1, 2, 3
+    SELECT queue, priority, user_key, count(*) FILTER (WHERE state = 'available'), count(*)
+    FROM jobs WHERE state IN ('available', 'scheduled', 'retryable', 'executing') GROUP BY 1, 2, 3
 """
 
 SETTINGS: LiteralString = "SELECT name, paused, local_limit FROM job_queues"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any, Protocol
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 import psycopg
+import trio
 
 from engine.jobs.job import Fence, Job, JobChange, JobState, Lease, NewJob
 from engine.jobs.lifecycle import MAX_RESCUES
@@ -30,38 +31,32 @@ from engine.jobs.ports import (
     Waiting,
 )
 from engine.ports import StorageDown
+from persistence.encoding import document
 from persistence.jobs import statements as sql
-from persistence.jobs.rows import CHANNEL, Connection, apply_changes, encode, insert_jobs
+from persistence.jobs.rows import CHANNEL, Connection, apply_changes, insert_jobs
+from persistence.outage import is_outage
+from persistence.pool import Pool
 
 FULL_WAIT = 0.5
 """Seconds until a claim that met the global limit is tried again: another node may have finished a job."""
 
 
-class Pool(Protocol):
-    """What this store needs of the connection pool."""
-
-    def connection(self) -> AbstractAsyncContextManager[Connection]:
-        """A connection in autocommit mode. Raises StorageDown."""
-        ...
-
-    async def dedicated(self) -> Connection:
-        """A connection outside the pool's bound; the caller closes it. Raises StorageDown."""
-        ...
-
-
 class PostgresJobStore:
     """See `engine.jobs.ports.JobStore`."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, timeout: float = 10.0) -> None:
         self._pool = pool
+        self._timeout = timeout
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
+        """A connection for one step. A database that does not answer in time counts as away: it may be stopped."""
         try:
-            async with self._pool.connection() as conn:
-                yield conn
-        except (psycopg.OperationalError, psycopg.InterfaceError) as problem:
-            raise StorageDown(str(problem)) from problem
+            with trio.fail_after(self._timeout):
+                async with self._pool.connection() as conn:
+                    yield conn
+        except trio.TooSlowError as problem:
+            raise StorageDown(f"the database did not answer within {self._timeout:g} s") from problem
 
     # --- jobs come and go ---
 
@@ -108,13 +103,13 @@ class PostgresJobStore:
     async def heartbeat(self, leases: Sequence[Lease]) -> frozenset[UUID]:
         rows = [{"id": x.fence.job_id, "token": x.fence.token, "seconds": x.seconds} for x in leases]
         async with self._connection() as conn:
-            alive = await (await conn.execute(sql.HEARTBEAT, (encode(rows),))).fetchall()
+            alive = await (await conn.execute(sql.HEARTBEAT, (document(rows),))).fetchall()
         return frozenset(x.fence.job_id for x in leases) - {row[0] for row in alive}
 
     async def release(self, fences: Sequence[Fence]) -> int:
         rows = [{"id": fence.job_id, "token": fence.token} for fence in fences]
         async with self._connection() as conn:
-            row = await (await conn.execute(sql.RELEASE, (encode(rows),))).fetchone()
+            row = await (await conn.execute(sql.RELEASE, (document(rows),))).fetchone()
         return int(row[0]) if row else 0
 
     async def recover(self, node: str, boot: UUID) -> int:
@@ -185,16 +180,17 @@ class PostgresJobStore:
 
     @asynccontextmanager
     async def notices(self) -> AsyncIterator[AsyncIterator[Notice]]:
+        conn = await self._pool.dedicated()
         try:
-            conn = await self._pool.dedicated()
-            try:
-                await conn.execute(f"LISTEN {CHANNEL}")
-                async with aclosing(conn.notifies()) as messages, aclosing(_notices(messages)) as notices:
-                    yield notices
-            finally:
-                await conn.close()
-        except (psycopg.OperationalError, psycopg.InterfaceError) as problem:
-            raise StorageDown(str(problem)) from problem
+            await conn.execute(f"LISTEN {CHANNEL}")
+            async with aclosing(conn.notifies()) as messages, aclosing(_notices(messages)) as notices:
+                yield notices
+        except psycopg.Error as problem:
+            if is_outage(problem):
+                raise StorageDown(str(problem)) from problem
+            raise
+        finally:
+            await conn.close()
 
 
 async def _notices(messages: AsyncIterator[psycopg.Notify]) -> AsyncGenerator[Notice, None]:
@@ -244,11 +240,12 @@ def _counts(states: Sequence[Sequence[Any]], waiting: Sequence[Sequence[Any]]) -
         numbers[queue][state] = jobs
         if state == JobState.AVAILABLE:
             numbers[queue]["oldest_age"] = age
-    for queue, priority, user, jobs in waiting:
-        lines[queue].append(Waiting(priority, user, jobs))
+    for queue, priority, user, jobs, unfinished in waiting:
+        lines[queue].append(Waiting(priority, user, jobs, unfinished))
     return tuple(QueueCounts(queue, **found, waiting=tuple(lines[queue])) for queue, found in numbers.items())
 
 
 def _record(row: Sequence[Any]) -> JobRecord:
     errors = tuple(JobError(error["at"], error["attempt"], error["error"]) for error in row[17])
-    return JobRecord(row[0], JobState(row[1]), *row[2:17], errors=errors)
+    values: list[Any] = [row[0], JobState(row[1]), *row[2:17], errors]
+    return JobRecord(*values)

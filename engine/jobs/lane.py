@@ -1,0 +1,355 @@
+"""One queue as this node sees it: its slots, what runs in them, and what waits in memory. No I/O.
+
+A Lane is a plain object that lives outside the tree, so that it survives its dispatcher; all that changes it is
+synchronous and called on the loop. It decides; the dispatcher acts: it starts what stands in `starting`, stops
+what stands in `stopping`, and has a claim made when `demand` is above zero.
+
+How a job gets here:
+* inserted by this node with a slot free: `reserve` gives the lease before the INSERT, `inserted` starts it;
+* claimed from the line in the database: `claimed`;
+* while the database is away: `inserted` with a Buffered receipt puts it in memory, and it runs from there (`memory`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import trio
+from attrs import define, field, frozen
+
+from engine.jobs.admission import Estimate, Line, Pace, check, wait
+from engine.jobs.config import QueueConfig
+from engine.jobs.job import Cancel, Fence, Job, JobChange, Lease, NewJob, Retry, Snooze
+from engine.jobs.memory import Memory, as_job, uncounted
+from engine.jobs.ports import Claimed
+from engine.ports import Buffered, Committed, Receipt
+
+if TYPE_CHECKING:
+    from engine.otp import Pid
+
+
+@frozen
+class Identity:
+    """Who claims: the node (kept in its data folder) and this life of it; leases last `lease` seconds."""
+
+    node: str
+    boot: UUID
+    lease: float = 30.0
+
+    def claim(self, job_id: UUID, attempt: int) -> Lease:
+        """A new lease, made in memory."""
+        return self.hold(Fence(job_id, attempt, uuid4()))
+
+    def hold(self, fence: Fence) -> Lease:
+        return Lease(fence, self.node, self.boot, self.lease)
+
+
+@define(eq=False)
+class Running:
+    """A job in a slot since `since` (monotonic). `stored`: the database has the claim; `settled`: and the outcome."""
+
+    job: Job
+    stored: bool
+    since: float
+    worker: Pid | None = None
+    settled: bool = False
+    failure: str | None = None
+    """What the handler raised, noted just before its worker dies of it."""
+
+
+@define(eq=False)
+class Lane:
+    """See the module. `kick` tells the dispatcher that there may be something to do."""
+
+    name: str
+    config: QueueConfig
+    identity: Identity
+    kick: Callable[[], None] = field(default=lambda: None)
+    clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+    paused: bool = False
+    draining: bool = False
+    limit: int = field(init=False)
+    backlog: bool = True
+    """The line in the database may hold jobs; until a claim has shown that it does not."""
+    claiming: int = 0
+    """Slots kept for the answer of a claim that is under way."""
+    claim_after: float = 0.0
+    """A limit over all nodes, or an outage, forbids a claim before this time (monotonic)."""
+    executing: int = 0
+    """Jobs that run on all nodes, as last counted."""
+    _wakes: int = 0
+
+    line: Line = field(factory=Line)
+    pace: Pace = field(init=False)
+
+    running: dict[UUID, Running] = field(factory=dict)
+    starting: deque[Running] = field(factory=deque)
+    stopping: deque[tuple[Running, str]] = field(factory=deque)
+    memory: Memory = field(init=False)
+
+    _idle: trio.Event = field(factory=trio.Event)
+    _reserved: set[UUID] = field(factory=set)
+    """Jobs that have a lease and a slot, but whose insert has no receipt yet."""
+    _settling: dict[UUID, tuple[Job, float]] = field(factory=dict)
+    """Jobs of tasks that left their slot before their outcome was journaled, with the time (monotonic)."""
+
+    def __attrs_post_init__(self) -> None:
+        self.limit = self.config.limit
+        self.memory = Memory(self.identity.claim, self.clock)
+        self.pace = Pace(self.config.typical_seconds)
+
+    # --- slots ---
+
+    @property
+    def open(self) -> bool:
+        return not (self.paused or self.draining)
+
+    @property
+    def free(self) -> int:
+        """Slots that nothing has a claim on."""
+        return max(0, self.limit - len(self.running) - len(self._reserved) - self.claiming)
+
+    @property
+    def demand(self) -> int:
+        """How many jobs a claim should ask for now; 0 when none should be made."""
+        if not self.open or not self.backlog or self.claiming or self.monotonic() < self.claim_after:
+            return 0
+        return self.free
+
+    @property
+    def next_in(self) -> float | None:
+        """Seconds until time alone gives the dispatcher something to do."""
+        times = []
+        if (at := self.memory.next_retry_at) is not None:
+            times.append(at - self.clock())
+        if self.backlog and self.claim_after > (now := self.monotonic()):
+            times.append(self.claim_after - now)
+        return max(0.0, min(times)) if times else None
+
+    # --- admission ---
+
+    def estimate(self, priority: int, user: str | None) -> Estimate:
+        """Where a new job of this user would stand, and for how long."""
+        before = self.line.ahead(priority, user)
+        slots = max(self.limit, self.executing)
+        return Estimate(before, wait(before, self.free, slots, self.pace.seconds, self.config))
+
+    def admit(self, priority: int, user: str | None) -> Estimate:
+        """Lets one job of this user in. Raises UserError: `over_quota`, `over_capacity`."""
+        estimate = self.estimate(priority, user)
+        check(self.config, self.line, user, estimate)
+        self.line.unfinished[user or ""] += 1
+        return estimate
+
+    # --- the journal's door (see QueueDoor) ---
+
+    def reserve(self, job: NewJob) -> Lease | None:
+        if (lease := self.memory.lease_for_insert(job.id)) is not None:
+            return lease
+        self.memory.begin_insert(job.id)
+        if not self._may_start_at_once(job):
+            return None
+        self._reserved.add(job.id)
+        return self.memory.lend(job.id)
+
+    def _may_start_at_once(self, job: NewJob) -> bool:
+        """Whether nobody is passed over and no limit is broken when this job takes a slot unasked."""
+        due = job.scheduled_at is None or job.scheduled_at <= self.clock()
+        alone = not self.backlog and not len(self.memory)
+        return due and alone and self.open and self.free > 0 and not self.config.shared
+
+    def inserted(self, job: NewJob, receipt: Receipt) -> None:
+        match receipt:
+            case Committed():
+                self._insert_committed(job)
+            case Buffered():
+                self._insert_buffered(job)
+            case _:
+                self.memory.inserted(job.id)
+                self._reserved.discard(job.id)
+                self.stop(job.id, "refused")
+        self.kick()
+
+    def _insert_committed(self, job: NewJob) -> None:
+        lease = self.memory.inserted(job.id)
+        if lease is None:
+            self.line.join(job.priority, job.user)
+            self.wake()
+        elif job.id in self._reserved:
+            self._start(as_job(job, lease, self.clock()), stored=True)
+        else:
+            self._claim_stored(lease)
+
+    def _insert_buffered(self, job: NewJob) -> None:
+        lease = self.memory.lease_for_insert(job.id)
+        if lease is not None and job.id in self._reserved:
+            self._start(as_job(job, lease, self.clock()), stored=False)
+        else:
+            self.memory.wait(job)
+
+    def successor(self, fence: Fence) -> Lease | None:
+        return self.memory.lease_after(fence)
+
+    def changed(self, change: JobChange, receipt: Receipt) -> None:
+        match receipt:
+            case Committed():
+                self._change_committed(change)
+            case Buffered():
+                self._change_buffered(change)
+            case _ if change.fence is not None:
+                self.memory.changed(change.fence)
+                self.stop(change.job_id, "lease_lost", change.fence.token)
+            case _:
+                return
+        self.kick()
+
+    def _change_committed(self, change: JobChange) -> None:
+        if change.fence is not None:
+            self._settled(change.fence)
+            self._claim_stored(self.memory.changed(change.fence))
+        self._end_if_ordered(change)
+
+    def _settled(self, fence: Fence) -> None:
+        held = self.running.get(fence.job_id)
+        if held is not None and held.job.fence == fence:
+            held.settled = True
+        settling = self._settling.get(fence.job_id)
+        if settling is not None and settling[0].fence == fence:
+            del self._settling[fence.job_id]
+
+    def _claim_stored(self, lease: Lease | None) -> None:
+        held = self.running.get(lease.fence.job_id) if lease else None
+        if lease and held and held.job.fence == lease.fence:
+            held.stored = True
+
+    def _change_buffered(self, change: JobChange) -> None:
+        """The database is away: what should run again runs again from memory, unless it is back before."""
+        if change.fence is not None and isinstance(change.outcome, Retry | Snooze):
+            job = self._job_under(change.fence)
+            at = change.outcome.at
+            if job is not None:
+                self.memory.retry(uncounted(job, change.outcome), self.clock() if at is None else at)
+        self._end_if_ordered(change)
+
+    def _job_under(self, fence: Fence) -> Job | None:
+        held = self.running.get(fence.job_id)
+        if held is not None and held.job.fence == fence:
+            return held.job
+        settling = self._settling.get(fence.job_id)
+        return settling[0] if settling is not None and settling[0].fence == fence else None
+
+    def _end_if_ordered(self, change: JobChange) -> None:
+        """The job's owner ended it, not its worker: it runs no more, wherever it stands."""
+        if isinstance(change.outcome, Cancel) or (change.fence is None and not isinstance(change.outcome, Retry)):
+            self.memory.withdraw(change.job_id)
+            self.stop(change.job_id, "cancelled")
+        elif change.fence is None:
+            self.wake()
+
+    # --- claims ---
+
+    def wake(self) -> None:
+        """There may be jobs in line: a notification, a poll, or an insert of our own says so."""
+        self.backlog = True
+        self._wakes += 1
+        self.kick()
+
+    def begin_claim(self) -> tuple[int, int]:
+        """Keeps slots for a claim: how many, and a mark to end the claim with. Without a slot: (0, …)."""
+        self.claiming = self.demand
+        return self.claiming, self._wakes
+
+    def end_claim(self, claimed: Claimed, mark: int) -> None:
+        """Starts what the claim brought. The line counts as empty if nobody joined it since the claim began."""
+        self.claiming = 0
+        self.backlog = claimed.more or self._wakes != mark
+        if claimed.wait is not None:
+            self.claim_after = self.monotonic() + claimed.wait
+        for job in claimed.jobs:
+            self.line.leave(job.priority, job.user)
+            self._start(job, stored=True)
+        self.kick()
+
+    def fail_claim(self, retry_in: float) -> None:
+        """The database is away."""
+        self.claiming = 0
+        self.claim_after = self.monotonic() + retry_in
+        self.kick()
+
+    # --- starting and ending ---
+
+    def _start(self, job: Job, stored: bool) -> None:
+        self._reserved.discard(job.id)
+        held = Running(job, stored, self.monotonic())
+        self.running[job.id] = held
+        self.starting.append(held)
+
+    def start_from_memory(self) -> None:
+        """Fills free slots with jobs that only memory knows."""
+        while self.open and self.free > 0 and (job := self.memory.next()) is not None:
+            self._start(job, stored=False)
+
+    def take(self) -> Running | None:
+        """The next job to start, for a worker, which puts its pid on it."""
+        return self.starting.popleft() if self.starting else None
+
+    def leave(self, held: Running, journaled: bool) -> float:
+        """Frees the slot; how long it was held, in seconds. `journaled`: the outcome comes through the journal."""
+        self._free(held)
+        self.line.ended(held.job.user)
+        self.pace.observe(self.monotonic() - held.since)
+        if journaled and not held.settled:
+            self._settling[held.job.id] = (held.job, self.monotonic())
+        self.kick()
+        return self.monotonic() - held.since
+
+    def _free(self, held: Running) -> None:
+        if self.running.get(held.job.id) is held:
+            del self.running[held.job.id]
+        if not self.running:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns once nothing runs."""
+        while self.running:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def stop(self, job_id: UUID, reason: str, token: UUID | None = None) -> bool:
+        """Has a running job stopped, if it still is the attempt with this token; whether it was here."""
+        held = self.running.get(job_id)
+        if held is None or (token is not None and held.job.fence.token != token):
+            return False
+        if held.worker is None and held in self.starting:
+            self.starting.remove(held)
+            self._free(held)
+        else:
+            self.stopping.append((held, reason))
+        self.kick()
+        return True
+
+    def lost(self, job_id: UUID) -> None:
+        """The database refused to extend this lease."""
+        held = self.running.get(job_id)
+        if held is not None and held.stored and not held.settled:
+            self.stop(job_id, "lease_lost")
+
+    # --- leases ---
+
+    def leases(self) -> list[Lease]:
+        """The leases to keep alive: of what runs, and of what a task is about to journal."""
+        oldest = self.monotonic() - self.identity.lease
+        self._settling = {job_id: entry for job_id, entry in self._settling.items() if entry[1] > oldest}
+        fences = [held.job.fence for held in self.running.values() if held.stored and not held.settled]
+        fences += [job.fence for job_id, (job, _) in self._settling.items() if job_id not in self.running]
+        return [self.identity.hold(fence) for fence in fences]
+
+    def holding(self) -> set[UUID]:
+        """Jobs that live here, whatever the database believes of their leases."""
+        return self.running.keys() | self._settling.keys() | self._reserved
