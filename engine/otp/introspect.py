@@ -1,0 +1,150 @@
+"""Looking at a running system: the tree, and one process in detail. Reading changes nothing and asks nobody.
+
+Everything is read from counters that the engine keeps anyway; no message is sent, so a busy process is seen too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from attrs import frozen
+
+from engine.otp.context import current_node
+from engine.otp.dynamic_supervisor import Brood
+from engine.otp.messages import Call, Cast
+from engine.otp.pid import Address, Pid
+from engine.otp.process import Process
+from engine.otp.reports import summary
+from engine.otp.slot import describe
+from engine.otp.supervisor import Family
+
+PAGE = 100
+
+
+@frozen
+class ProcessInfo:
+    """One process. Times in seconds; `busy` is the time spent in callbacks; `stack` is where it stands."""
+
+    pid: Pid
+    kind: str
+    names: tuple[Any, ...]
+    status: str
+    parent: Pid
+    state: str
+    mailbox: int
+    mailbox_peak: int
+    refused: int
+    handled: int
+    busy: float
+    age: float
+    last_message: str
+    links: tuple[Pid, ...]
+    monitors: tuple[Pid, ...]
+    monitored_by: int
+    trap_exit: bool
+    stack: str
+
+
+@frozen
+class Node_:
+    """A node of the tree. `children` of a large dynamic supervisor come page by page (`children`)."""
+
+    id: Any
+    pid: Pid | None
+    kind: str
+    status: str
+    strategy: str | None = None
+    restarts: int = 0
+    mailbox: int = 0
+    age: float = 0.0
+    count: int = 0
+    children: tuple[Node_, ...] = ()
+
+
+def info(address: Address) -> ProcessInfo | None:
+    """A process in detail; None when there is none."""
+    process = current_node().awaken(address)
+    return None if process is None else _info(process)
+
+
+def _info(process: Process) -> ProcessInfo:
+    last = process.last
+    content = last.message if isinstance(last, Cast) else last.request if isinstance(last, Call) else last
+    return ProcessInfo(
+        pid=process.pid,
+        kind=process.blueprint.kind,
+        names=tuple(via.key for via in process.names),
+        status=status(process),
+        parent=process.blueprint.parent,
+        state=summary(process.shown_state()),
+        mailbox=len(process.queue or ()),
+        mailbox_peak=max(process.peak, len(process.queue or ())),
+        refused=process.refused,
+        handled=process.handled,
+        busy=process.busy,
+        age=trio.current_time() - process.started_at,
+        last_message=summary(content, 200),
+        links=tuple(process.linked()),
+        monitors=tuple((process.monitoring or {}).values()),
+        monitored_by=len(process.watchers or ()),
+        trap_exit=process.trap_exit,
+        stack="" if process.task is None else describe(process.task),
+    )
+
+
+def status(process: Process) -> str:
+    """waiting, running, starting or exiting."""
+    if process.exiting is not None:
+        return "exiting"
+    if process.starter is not None:
+        return "starting"
+    return "waiting" if process.sleeper is not None else "running"
+
+
+def tree(supervisor: Address, limit: int = PAGE) -> Node_ | None:
+    """The tree below a supervisor, with at most `limit` children of each dynamic supervisor."""
+    process = current_node().awaken(supervisor)
+    return None if process is None else _node(process, process.blueprint.kind, 0, limit)
+
+
+def children(supervisor: Address, offset: int = 0, limit: int = PAGE) -> tuple[Node_, ...]:
+    """A page of the children of a supervisor, in start order."""
+    process = current_node().awaken(supervisor)
+    return () if process is None else _children(process, offset, limit)
+
+
+def _node(process: Process, id: Any, restarts: int, limit: int) -> Node_:
+    state = process.state
+    return Node_(
+        id=id,
+        pid=process.pid,
+        kind=process.blueprint.kind,
+        status=status(process),
+        strategy=state.flags.strategy.value if isinstance(state, Family | Brood) else None,
+        restarts=restarts,
+        mailbox=len(process.queue or ()),
+        age=trio.current_time() - process.started_at,
+        count=len(state.children) if isinstance(state, Family | Brood) else 0,
+        children=_children(process, 0, limit),
+    )
+
+
+def _children(process: Process, offset: int, limit: int) -> tuple[Node_, ...]:
+    node, state = process.node, process.state
+    found: list[Node_] = []
+    if isinstance(state, Family):
+        for child in list(state.children.values())[offset:]:
+            below = None if child.pid is None else node.awaken(child.pid)
+            if below is not None:
+                found.append(_node(below, child.spec.id, child.restarts, limit))
+            else:
+                kind = getattr(child.spec.start.subject, "__name__", "?")
+                down = "restarting" if child.restarting else "down"
+                found.append(Node_(child.spec.id, None, kind, down, restarts=child.restarts))
+    elif isinstance(state, Brood):
+        for pid in list(state.children)[offset : offset + limit]:
+            below = node.awaken(pid)
+            if below is not None:
+                found.append(_node(below, pid, 0, limit))
+    return tuple(found)

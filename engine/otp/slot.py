@@ -1,0 +1,61 @@
+"""A one-shot answer: one task waits for it, whoever is first fills it, later ones are dropped.
+
+Knows nothing of processes. Calls, starts and waits for an end are all made of it.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+import trio
+from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
+
+
+def let_go(_: RaiseCancelT) -> Abort:
+    """Abort function of waits that need no undoing besides their own `except`."""
+    return Abort.SUCCEEDED
+
+
+def describe(task: Task) -> str:
+    """Where a suspended task stands, as text."""
+    return "".join(traceback.StackSummary.extract(task.iter_await_frames()).format())
+
+
+class Slot:
+    """Resolved at most once, waited for at most once, in either order."""
+
+    __slots__ = ("done", "failed", "task", "value")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.failed = False
+        self.value: object = None
+        self.task: Task | None = None
+
+    def resolve(self, value: object) -> bool:
+        """Fills the slot; False when it was filled or given up before."""
+        if self.done:
+            return False
+        self.done = True
+        self.value = value
+        if self.task is not None:
+            reschedule(self.task)
+            self.task = None
+        return True
+
+    def fail(self, reason: object) -> None:
+        """Fills the slot with a reason why there is no answer."""
+        if self.resolve(reason):
+            self.failed = True
+
+    async def wait(self) -> object:
+        """The value. Given up (later answers are dropped) when the waiting task is cancelled."""
+        if not self.done:
+            self.task = current_task()
+            try:
+                await wait_task_rescheduled(let_go)
+            except trio.Cancelled:
+                self.done = True
+                self.task = None
+                raise
+        return self.value
