@@ -29,7 +29,7 @@ INPUT_SCHEMA: dict[str, Any] = {
         "messages": {
             "type": "array",
             "minItems": 1,
-            "maxItems": 1000,
+            "maxItems": 100,
             "description": "A whole conversation, instead of prompt and system.",
             "items": {
                 "type": "object",

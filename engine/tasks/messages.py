@@ -13,8 +13,8 @@ from attrs import frozen
 from engine.jobs.job import Fence
 from engine.otp import Pid, Request
 from engine.ports import Durability
-from engine.providers.protocol import ProviderEvent
-from engine.tasks.events import Actor, TaskEvent
+from engine.providers.protocol import Progress, ProviderEvent
+from engine.tasks.events import Actor, Output, TaskEvent
 from engine.tasks.state import TaskState
 
 # --- asked (calls) ------------------------------------------------------------------------------------
@@ -61,6 +61,14 @@ class CancelTask(Request[TaskState]):
 
 
 @frozen
+class RetryTask(Request["TaskState | Refusal"]):
+    """Gives a failed task a new job, `job_id`, while its TaskServer is still there."""
+
+    actor: Actor
+    job_id: UUID
+
+
+@frozen
 class BeginAttempt(Request["AttemptBegun | Refusal"]):
     """A worker starts the next attempt under its fence. The worker is monitored; its crash fails the attempt."""
 
@@ -81,11 +89,21 @@ class AttemptBegun:
 
 @frozen
 class Step(Request["StepTaken | Refusal"]):
-    """One provider event of attempt `attempt`. For text, `offset` is the number of code points sent before it."""
+    """One provider event of attempt `attempt`. For text, `offset` is the number of code points sent before it;
+    `progress` may ride along with it. An output is told with KeepOutput."""
 
     attempt: int
     event: ProviderEvent
     offset: int = 0
+    progress: Progress | None = None
+
+
+@frozen
+class KeepOutput(Request["StepTaken | Refusal"]):
+    """An output of attempt `attempt` has reached the store."""
+
+    attempt: int
+    output: Output
 
 
 @frozen

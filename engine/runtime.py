@@ -1,0 +1,65 @@
+"""What TaskServers, workers and the doors share: the parts of a running node, by their ports. Built once, at the top.
+
+Immutable; holds nothing of its own. The processes behind the parts live in the supervision tree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from attrs import field, frozen
+
+from engine.models import Models
+from engine.otp import Registry
+from engine.outputs import Outputs
+from engine.ports import ArtifactStore, Journal, Snapshots, TaskStore, UserStore
+from engine.providers.protocol import Provider
+from engine.tasks.stash import Stash
+
+TASKS = "tasks"
+"""The name of the DynamicSupervisor under which the TaskServers stand."""
+
+
+def unix_time() -> float:
+    """Unix seconds, in microseconds' steps: what PostgreSQL keeps, so that what is read back is what was written."""
+    return round(time.time(), 6)
+
+
+class Estimate(Protocol):
+    """What a queue expects of one more job."""
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def wait_seconds(self) -> float: ...
+
+
+class Admission(Protocol):
+    """The part of the queues that a new task meets."""
+
+    def admit(self, queue: str, user: str | None, priority: int = ...) -> Estimate:
+        """Raises UserError (`over_capacity`, `over_quota`) with `retry_after`."""
+        ...
+
+
+@frozen(eq=False)
+class Runtime:
+    """`names` is unique: a TaskServer stands under ("task", id). `channels` is not: subscribers found again after a
+    crash stand under ("channel", id), those of a user under ("user", external id). `clock` gives Unix seconds."""
+
+    names: Registry
+    channels: Registry
+    journal: Journal
+    store: TaskStore
+    snapshots: Snapshots
+    queues: Admission
+    models: Models
+    users: UserStore
+    artifacts: ArtifactStore
+    providers: Mapping[str, Provider]
+    outputs: Outputs
+    stash: Stash = field(factory=Stash)
+    clock: Callable[[], float] = unix_time

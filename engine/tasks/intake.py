@@ -1,0 +1,102 @@
+"""How a task comes into being: checked, admitted, journaled, acknowledged.
+
+May import the rest of this room, models and ports. The acknowledgement says where the task is: in the database, or
+in memory while the database is away.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from engine import telemetry
+from engine.errors import UserError
+from engine.models.models import Fitted
+from engine.ports import Buffered, Committed, Duplicate, Durability, Refused
+from engine.runtime import Estimate, Runtime
+from engine.tasks import decide, delivery, lookup
+from engine.tasks.events import Created
+from engine.tasks.ids import new_id
+from engine.tasks.messages import Accepted, NewTask
+from engine.tasks.state import TaskState
+
+DEFAULT_PRIORITY = 4
+DEFAULT_ATTEMPTS = 3
+
+
+async def accept(runtime: Runtime, new: NewTask) -> Accepted:
+    """Makes a task of a wish and waits until it is safe, or says that it is not.
+
+    Raises:
+        UserError: `unknown_model`, `inactive_model`, `invalid_input`, `over_capacity`, `over_quota`, `task_exists`,
+            `unauthorized` (the id is another user's), `idempotency_conflict`, `timeout`.
+        JournalFull: the database is away and memory is full.
+    """
+    began = perf_counter()
+    fitted = runtime.models.fit(new.model, new.input)
+    birth = birth_of(new, fitted)
+    if new.id is not None and new.id in runtime.stash:
+        raise await _exists(runtime, new)
+    estimate = runtime.queues.admit(birth.queue, new.user, birth.priority)
+    entry = decide.create(new.id or new_id(), birth, runtime.clock())
+    live = delivery.unborn(runtime, entry)
+    runtime.stash.offer(live)
+    match await lookup.launch(runtime, live):
+        case Duplicate(task_id):
+            return await _same(runtime, _found(await lookup.find(runtime, task_id)), birth)
+        case Refused("poison"):
+            raise UserError("invalid_input", "The input cannot be stored.")
+        case Refused():
+            raise await _exists(runtime, new)
+        case Committed():
+            durability = Durability.DURABLE
+        case Buffered():
+            durability = Durability.MEMORY
+    telemetry.TASKS_ACCEPTED.labels(birth.model, durability).inc()
+    telemetry.ACCEPT_DURATION.observe(perf_counter() - began)
+    return _acknowledged(entry.task, durability, estimate)
+
+
+def birth_of(new: NewTask, fitted: Fitted) -> Created:
+    """Everything that a task is born with; what the wish leaves open, its model's settings say."""
+    model, settings = fitted.model, fitted.model.settings
+    return Created(
+        user=new.user,
+        model_id=model.id,
+        model=model.name,
+        provider=model.provider,
+        input=fitted.input,
+        priority=settings.get("priority", DEFAULT_PRIORITY) if new.priority is None else new.priority,
+        max_attempts=settings.get("max_attempts", DEFAULT_ATTEMPTS),
+        queue=settings.get("queue", "default"),
+        job_id=new_id(),
+        idempotency_key=new.idempotency_key,
+        trace_parent=new.trace_parent,
+    )
+
+
+def _acknowledged(task: TaskState, durability: Durability, estimate: Estimate) -> Accepted:
+    return Accepted(task, durability, queue_position=estimate.position, estimated_wait_seconds=estimate.wait_seconds)
+
+
+async def _exists(runtime: Runtime, new: NewTask) -> UserError:
+    """The refusal of an id that is taken; whose it is, only its user may know."""
+    assert new.id is not None
+    task = await lookup.find(runtime, new.id)
+    if task is not None and task.user != new.user:
+        return UserError("unauthorized", "This id is not yours to use.")
+    return UserError("task_exists", "There is a task of this id already.")
+
+
+def _found(task: TaskState | None) -> TaskState:
+    if task is None:
+        raise UserError("conflict", "A task with this idempotency key was removed. Use another key.")
+    return task
+
+
+async def _same(runtime: Runtime, task: TaskState, birth: Created) -> Accepted:
+    """The task that the idempotency key has made before, if it was the same wish."""
+    if (task.model, task.input) != (birth.model, birth.input):
+        raise UserError("idempotency_conflict", "This idempotency key was used for another request.")
+    live = runtime.stash.get(task.id)
+    in_memory = live is not None and bool(live.outbox.unsaved)
+    return Accepted(task, Durability.MEMORY if in_memory else Durability.DURABLE, created=False)

@@ -1,0 +1,75 @@
+"""After a start: the tasks that were unfinished come back, the urgent and the old ones first, a page at a time.
+
+A process beside the TaskServers. New requests are served meanwhile: it never has more than one start under way, and
+lets the others run after each few. Their jobs come back by the queue's own recovery.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import structlog
+import trio
+
+from engine import telemetry
+from engine.otp import TRANSIENT, ChildSpec, DynamicSupervisor, Start, StartFailed, init_ack
+from engine.ports import StorageDown
+from engine.runtime import TASKS, Runtime
+from engine.tasks import lookup, stash
+from engine.tasks.state import TaskState
+
+log = structlog.get_logger(__name__)
+
+PAGE = 500
+STORAGE_PAUSE = 1.0
+
+RESTARTS = 1000
+"""Crashes of TaskServers in RESTART_PERIOD seconds that are borne. One task cannot use them up (see
+`server.POISONED_AFTER`); when hundreds crash at once, it is something that they share, and that is started anew."""
+RESTART_PERIOD = 5.0
+
+Key = tuple[int, float, UUID]
+
+
+def specs(runtime: Runtime) -> tuple[ChildSpec, ChildSpec]:
+    """The supervisor of the TaskServers, and the recovery that fills it: two children of the tree, in this order."""
+    return (
+        DynamicSupervisor.spec(id=TASKS, name=TASKS, intensity=RESTARTS, period=RESTART_PERIOD),
+        ChildSpec(id="recovery", start=Start.process(recover, runtime, name="recovery"), restart=TRANSIENT),
+    )
+
+
+async def recover(runtime: Runtime) -> None:
+    """Brings back every unfinished task that is not live already; ends when all are there."""
+    init_ack()
+    after: Key | None = None
+    count = 0
+    while page := await _page(runtime, after):
+        for task in page:
+            count += await _bring_back(runtime, task)
+        last = page[-1]
+        after = (last.priority, last.created_at, last.id)
+    log.info("recovery complete", tasks=count)
+
+
+async def _page(runtime: Runtime, after: Key | None) -> tuple[TaskState, ...]:
+    """The next page, however long the database is away: there is nothing else to do meanwhile."""
+    while True:
+        try:
+            return await runtime.store.unfinished(after, PAGE)
+        except StorageDown:
+            await trio.sleep(STORAGE_PAUSE)
+
+
+async def _bring_back(runtime: Runtime, task: TaskState) -> bool:
+    """Starts one task's TaskServer, unless it is there; one that cannot be started does not hold up the others."""
+    if task.id in runtime.stash or not runtime.stash.offer(stash.of(task)):
+        return False
+    try:
+        await lookup.start(runtime, task.id)
+    except StartFailed as failed:
+        log.error("task not recovered", task_id=str(task.id), reason=repr(failed.reason))
+        runtime.stash.drop(task.id)
+        return False
+    telemetry.TASKS_RECOVERED.inc()
+    return True

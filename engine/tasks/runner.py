@@ -1,0 +1,255 @@
+"""The job handler that makes an attempt at a task: it stands between a provider and the task's TaskServer.
+
+Runs inside a worker process. It decides nothing about the task: each event is told to the TaskServer, which journals
+what must last; so the outcome of the job is already recorded when this returns. A TaskServer that crashes is found
+again, and the attempt goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from time import perf_counter
+from uuid import UUID, uuid4
+
+import structlog
+import trio
+from attrs import define, field
+
+from engine import telemetry
+from engine.errors import UserError
+from engine.jobs.job import Cancel, Discard, Job, JobOutcome, Recorded, Snooze
+from engine.jobs.lifecycle import MAX_RESCUES
+from engine.otp import CallFailed, Request, StartFailed, call, self_
+from engine.outputs import OutputRefused
+from engine.ports import PredictionChange, StorageDown
+from engine.providers.protocol import (
+    Failed,
+    FailureKind,
+    Finished,
+    OutputReady,
+    Progress,
+    Provider,
+    ProviderEvent,
+    ProviderRequest,
+    Sabotage,
+    TextDelta,
+)
+from engine.runtime import Runtime
+from engine.tasks import lookup
+from engine.tasks.feed import Batch, Feed
+from engine.tasks.messages import AttemptBegun, BeginAttempt, KeepOutput, Refusal, Step, StepTaken
+from engine.tasks.state import Status, TaskState
+
+log = structlog.get_logger(__name__)
+
+STEP_TIMEOUT = 30.0
+"""Seconds until a TaskServer must have taken a step. It takes microseconds: longer means that it hangs."""
+STORAGE_PAUSE = 1.0
+PROGRESS_PAUSE = 0.05
+"""Seconds between two reports of progress that ride along with text."""
+
+WORKER_LOST = Failed(
+    FailureKind.PERMANENT,
+    "worker_lost",
+    "The server went down again and again while it ran this task.",
+    "Try another input; report it if it stays so.",
+)
+NO_PROVIDER = Failed(
+    FailureKind.PERMANENT, "no_provider", "Nothing here can run this model.", "Choose another model; tell the operator."
+)
+CUT_SHORT = Failed(
+    FailureKind.RETRYABLE, "incomplete", "The provider ended without a result.", "It is tried again by itself."
+)
+
+
+class AttemptOver(Exception):
+    """The TaskServer takes no more of this attempt: it was cancelled, or another outcome was first."""
+
+
+def handler(runtime: Runtime) -> Callable[[Job], Awaitable[JobOutcome | Recorded]]:
+    """The handler of jobs whose worker is `task`."""
+
+    async def run(job: Job) -> JobOutcome | Recorded:
+        with structlog.contextvars.bound_contextvars(task_id=str(job.task_id), attempt=job.attempt):
+            return await run_job(runtime, job)
+
+    return run
+
+
+async def run_job(runtime: Runtime, job: Job) -> JobOutcome | Recorded:
+    """Makes one attempt at the job's task. Until the attempt has begun, what goes wrong is the job's outcome."""
+    if job.task_id is None:
+        return Discard("a job of a task has no task")
+    try:
+        earlier = await _interrupted(runtime, job.task_id)
+        begun = await _begin(runtime, job, job.task_id, earlier.id if earlier else uuid4())
+    except (StorageDown, CallFailed, StartFailed, UserError) as trouble:
+        log.warning("attempt not begun", error=type(trouble).__name__)
+        return Snooze(runtime.clock() + STORAGE_PAUSE, f"not begun: {type(trouble).__name__}")
+    if not isinstance(begun, Begun):
+        return begun
+    attempt = Attempt(runtime, begun, earlier)
+    await attempt.run(WORKER_LOST if job.rescues >= MAX_RESCUES else None)
+    return Recorded()
+
+
+@define
+class Begun:
+    """An attempt that the TaskServer has opened."""
+
+    id: UUID
+    number: int
+    task: TaskState
+
+
+async def _interrupted(runtime: Runtime, task_id: UUID) -> PredictionChange | None:
+    """What an attempt that never ended had asked of its provider: it may be adopted, rather than bought again."""
+    task = await lookup.find(runtime, task_id)
+    if task is None or task.status is not Status.PROCESSING:
+        return None
+    return await runtime.store.open_prediction(task_id)
+
+
+async def _begin(runtime: Runtime, job: Job, task_id: UUID, attempt_id: UUID) -> Begun | JobOutcome:
+    task = await lookup.find(runtime, task_id)
+    if task is None:
+        return Discard("the task does not exist")
+    model = runtime.models.get(task.model_id)
+    slug = model.slug if model else task.model
+    request = BeginAttempt(self_(), job.fence, attempt_id, task.provider, slug)
+    match await lookup.ask(runtime, task_id, request):
+        case AttemptBegun(number, task):
+            return Begun(attempt_id, number, task)
+        case Refusal(code=code):
+            return Cancel(code)
+        case _:
+            return Cancel("the task is over")
+
+
+@define
+class Attempt:
+    """One attempt at work. `text` is all that this attempt has generated, `sent` how much of it is told."""
+
+    runtime: Runtime
+    begun: Begun
+    earlier: PredictionChange | None
+    text: str = ""
+    sent: int = 0
+    _began: float = field(factory=perf_counter)
+    _silent: bool = True
+    _progress_at: float = -1.0
+
+    async def run(self, doomed: Failed | None) -> None:
+        """Runs the provider and tells the TaskServer, until the attempt is over."""
+        provider = self.runtime.providers.get(self.begun.task.provider)
+        if doomed is not None or provider is None:
+            await self._tell(Batch(doomed or NO_PROVIDER))
+            return
+        with telemetry.PROVIDER_RUNNING.labels(provider.name).track_inprogress():
+            try:
+                await self._run(provider)
+            except* AttemptOver:
+                log.info("attempt over")
+
+    async def _run(self, provider: Provider) -> None:
+        feed = Feed()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deliver, feed, nursery.cancel_scope)
+            # read here, so that the generator is closed by the task that runs it
+            async with aclosing(provider.run(self._request())) as events:
+                async for event in events:
+                    await feed.put(event)
+                    if isinstance(event, Finished | Failed):
+                        break
+                else:
+                    await feed.put(CUT_SHORT)
+
+    def _request(self) -> ProviderRequest:
+        task, earlier = self.begun.task, self.earlier
+        model = self.runtime.models.get(task.model_id)
+        return ProviderRequest(
+            task_id=task.id,
+            attempt=self.begun.number,
+            attempt_id=self.begun.id,
+            model=task.model,
+            slug=model.slug if model else task.model,
+            version=model.version if model else "",
+            input=task.input,
+            external_id=earlier.external_id if earlier else None,
+            intent_at=earlier.started_at if earlier else None,
+        )
+
+    async def _deliver(self, feed: Feed, scope: trio.CancelScope) -> None:
+        """Tells the TaskServer what comes, until the end; then nothing more is wanted of the provider."""
+        while True:
+            batch = await feed.take()
+            self._first_output(batch.event)
+            refused = await self._keep(batch.event) if isinstance(batch.event, OutputReady) else None
+            last = refused or batch.event
+            if not isinstance(last, OutputReady):
+                await self._tell(Batch(last, batch.progress))
+            if isinstance(last, Finished | Failed):
+                scope.cancel()
+                return
+
+    async def _keep(self, event: OutputReady) -> Failed | None:
+        """Stores an output, and only then tells of it; one that cannot be kept fails the attempt."""
+        task = self.begun.task
+        try:
+            output = await self.runtime.outputs.keep(task.provider, task.id, self.begun.number, event)
+        except OutputRefused as refused:
+            kind = FailureKind.RETRYABLE if refused.retryable else FailureKind.PERMANENT
+            return Failed(kind, refused.code, refused.message, refused.action)
+        await self._ask(KeepOutput(self.begun.number, output))
+        return None
+
+    async def _tell(self, batch: Batch) -> None:
+        if isinstance(batch.event, TextDelta):
+            self.text += batch.event.text
+            await self._tell_text(self._calm(batch.progress))
+        else:
+            if not isinstance(batch.event, Progress) and self.sent < len(self.text):
+                await self._tell_text(None)
+            await self._ask(Step(self.begun.number, batch.event))
+
+    async def _tell_text(self, progress: Progress | None) -> None:
+        """Sends text until the TaskServer has all of it: one that was rebuilt may have less than was sent."""
+        while self.sent < len(self.text):
+            delta = TextDelta(self.text[self.sent :])
+            taken = await self._ask(Step(self.begun.number, delta, self.sent, progress))
+            self.sent = taken.text_offset
+
+    def _calm(self, progress: Progress | None) -> Progress | None:
+        """Progress at every token is more than an eye can see."""
+        now = trio.current_time()
+        if progress is None or now < self._progress_at:
+            return None
+        self._progress_at = now + PROGRESS_PAUSE
+        return progress
+
+    async def _ask(self, request: Request[StepTaken | Refusal]) -> StepTaken:
+        """Raises AttemptOver when the step is refused."""
+        task_id = self.begun.task.id
+        sabotage = isinstance(request, Step) and isinstance(request.event, Sabotage)
+        server = lookup.whereis(self.runtime, task_id)
+        for _ in range(lookup.ATTEMPTS):
+            if server is None:
+                raise AttemptOver
+            try:
+                answer = await call(server, request, STEP_TIMEOUT)
+            except CallFailed:
+                server = await lookup.start(self.runtime, task_id) if task_id in self.runtime.stash else None
+                if sabotage and server is not None:  # it has done what it was sent for
+                    return StepTaken(self.sent)
+                continue
+            if isinstance(answer, Refusal):
+                raise AttemptOver
+            return answer
+        raise AttemptOver
+
+    def _first_output(self, event: ProviderEvent) -> None:
+        if self._silent and isinstance(event, TextDelta | Progress | OutputReady):
+            self._silent = False
+            seconds = perf_counter() - self._began
+            telemetry.FIRST_OUTPUT.labels(self.begun.task.provider).observe(seconds)
