@@ -17,8 +17,8 @@ from attrs import Attribute, evolve, field, frozen
 from engine.otp.gen_server import GenServer, start_server
 from engine.otp.pid import Pid
 from engine.otp.process import Process, run_function
-from engine.otp.reasons import BadReturn, Reason, StartFailed, is_clean
-from engine.otp.start import IGNORE, AsyncFunction, Ignored, Name, Up, blueprint_for, function_name, names_of, start
+from engine.otp.reasons import BadReturn, Ignored, Reason, StartFailed, is_clean
+from engine.otp.start import IGNORE, AsyncFunction, Name, Up, blueprint_for, function_name, names_of, start
 
 
 class Restart(Enum):
@@ -178,7 +178,7 @@ class Start:
 
 
 async def _start_server(how: Start, parent: Process, extra: tuple[Any, ...]) -> Up:
-    up: Up = await start_server(
+    return await start_server(
         how.subject,
         extra + how.args,
         parent=parent,
@@ -186,7 +186,6 @@ async def _start_server(how: Start, parent: Process, extra: tuple[Any, ...]) -> 
         max_mailbox=how.max_mailbox,
         timeout=how.timeout,
     )
-    return up
 
 
 async def _start_process(how: Start, parent: Process, extra: tuple[Any, ...]) -> Up:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
-from engine.otp.child_spec import BRUTAL_KILL, INFINITY, PERMANENT, ChildSpec, Deadline
+from engine.otp.child_spec import BRUTAL_KILL, INFINITY, PERMANENT, BrutalKill, ChildSpec, Deadline
 from engine.otp.messages import ExitSignal
 from engine.otp.pid import Pid
 from engine.otp.process import Process
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @define(eq=False)
 class Child:
-    """A child as its supervisor keeps it. `attempt` numbers restarts that are tried again, so that a late one is known."""
+    """A child as its supervisor keeps it. `attempt` numbers the restarts that are due later."""
 
     spec: ChildSpec
     pid: Pid | None = None
@@ -96,10 +96,9 @@ async def _ended(me: Process, deadline: Deadline, pid: Pid) -> Reason:
     target.unlink(me.pid)
     target.watch(ended, ended.resolve)
     timer = None
-    if deadline is BRUTAL_KILL:
+    if isinstance(deadline, BrutalKill):
         target.kill()
     else:
-        assert not isinstance(deadline, type(BRUTAL_KILL))
         target.signal(me.pid, SHUTDOWN)
         timer = None if deadline == INFINITY else me.node.timers.after(deadline, target.kill)
     try:

@@ -5,6 +5,7 @@ Children start on request and end in parallel. A child is kept as one entry of a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import trio
@@ -13,12 +14,12 @@ from attrs import define, field, frozen
 from engine.otp import trace
 from engine.otp.calls import From
 from engine.otp.child_spec import (
-    BRUTAL_KILL,
     INFINITY,
     ONE_FOR_ONE,
     PERMANENT,
     SUPERVISOR,
     TEMPORARY,
+    BrutalKill,
     ChildSpec,
     Deadline,
     Decision,
@@ -63,7 +64,7 @@ from engine.otp.supervisor import (
 
 @frozen
 class Limits:
-    """Options of a dynamic supervisor: `max_children` (None: no limit), `extra_arguments` go before each child's own."""
+    """`max_children`: None is no limit. `extra_arguments` go before each child's own."""
 
     max_children: int | None = None
     extra_arguments: tuple[Any, ...] = ()
@@ -106,7 +107,7 @@ class DynamicSupervisor(GenServer[Brood]):
     trap_exit = True
 
     @classmethod
-    async def start_link(  # type: ignore[override]
+    async def start_link(
         cls,
         *,
         name: Name | None = None,
@@ -161,7 +162,7 @@ class DynamicSupervisor(GenServer[Brood]):
         if isinstance(message, _TryAgain):
             retry = state.retrying.get(message.pid)
             return NoReply(state) if retry is None else await _restart(current_process(), state, retry)
-        return await super().handle_info(message, state)  # type: ignore[return-value]
+        return await super().handle_info(message, state)
 
 
 # --- what happens ---------------------------------------------------------------------------------------
@@ -303,9 +304,9 @@ async def _end_all(me: Process, brood: Brood) -> None:
         me.unlink(pid)
         target.unlink(me.pid)
         waiting.add(pid)
-        target.watch(left, lambda reason, pid=pid, spec=spec: ended(pid, spec, reason))
+        target.watch(left, partial(ended, pid, spec))
         deadline = spec.deadline
-        if isinstance(deadline, type(BRUTAL_KILL)):
+        if isinstance(deadline, BrutalKill):
             target.kill()
             continue
         target.signal(me.pid, SHUTDOWN)
@@ -316,6 +317,3 @@ async def _end_all(me: Process, brood: Brood) -> None:
         await left.wait()
     for timer in timers:
         timer.cancel()
-
-
-__all__ = ["DynamicSupervisor"]

@@ -15,14 +15,14 @@ import trio
 from attrs import define, frozen
 
 from engine.otp import system
-from engine.otp.calls import From, call
+from engine.otp.calls import From
 from engine.otp.context import current_node, process_var
 from engine.otp.messages import Call, Cast, ExitSignal, System
 from engine.otp.pid import Address, Pid
 from engine.otp.process import Process, call_user
-from engine.otp.reasons import NORMAL, TIMEOUT, BadReturn, CallFailed, Exit, Reason, reason_of
+from engine.otp.reasons import NORMAL, TIMEOUT, BadReturn, CallFailed, Reason, reason_of
 from engine.otp.reports import UnexpectedMessage, summary
-from engine.otp.start import IGNORE, Ignore, Name, blueprint_for, names_of, start
+from engine.otp.start import IGNORE, Ignore, Name, Up, blueprint_for, names_of, start
 
 S = TypeVar("S")
 
@@ -165,7 +165,7 @@ async def start_server(
     max_mailbox: int | None = None,
     timeout: float | None = None,
     link: bool = True,
-) -> Any:
+) -> Up:
     """Starts a server of class `cls`; answers Up(pid)."""
     node = current_node() if parent is None else parent.node
     blueprint = blueprint_for(
@@ -335,8 +335,3 @@ async def _idle(process: Process, then: Then) -> bool:
     finally:
         timer.cancel()
     return expired
-
-
-__all__ = [
-    "HIBERNATE", "IGNORE", "Continue", "Exit", "GenServer", "NoReply", "Ok", "Reply", "Stop", "Timeout", "call", "stop",
-]  # fmt: skip

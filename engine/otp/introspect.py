@@ -5,6 +5,7 @@ Everything is read from counters that the engine keeps anyway; no message is sen
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import trio
@@ -24,7 +25,7 @@ PAGE = 100
 
 @frozen
 class ProcessInfo:
-    """One process. Times in seconds; `busy` is the time spent in callbacks; `stack` is where it stands."""
+    """One process. `started_at` is Unix time, times are in seconds; `busy` is the time spent in callbacks; `stack` is where it stands."""
 
     pid: Pid
     kind: str
@@ -37,7 +38,7 @@ class ProcessInfo:
     refused: int
     handled: int
     busy: float
-    age: float
+    started_at: float
     last_message: str
     links: tuple[Pid, ...]
     monitors: tuple[Pid, ...]
@@ -47,8 +48,9 @@ class ProcessInfo:
 
 
 @frozen
-class Node_:
-    """A node of the tree. `children` of a large dynamic supervisor come page by page (`children`)."""
+class Branch:
+    """One process of the tree, or a child that is down. `count` is how many children it has; of a dynamic supervisor
+    `children` are the first page only. `started_at` is Unix time in seconds."""
 
     id: Any
     pid: Pid | None
@@ -57,9 +59,10 @@ class Node_:
     strategy: str | None = None
     restarts: int = 0
     mailbox: int = 0
-    age: float = 0.0
+    started_at: float | None = None
+    names: tuple[Any, ...] = ()
     count: int = 0
-    children: tuple[Node_, ...] = ()
+    children: tuple[Branch, ...] = ()
 
 
 def info(address: Address) -> ProcessInfo | None:
@@ -74,7 +77,7 @@ def _info(process: Process) -> ProcessInfo:
     return ProcessInfo(
         pid=process.pid,
         kind=process.blueprint.kind,
-        names=tuple(via.key for via in process.names),
+        names=_names(process),
         status=status(process),
         parent=process.blueprint.parent,
         state=summary(process.shown_state()),
@@ -83,7 +86,7 @@ def _info(process: Process) -> ProcessInfo:
         refused=process.refused,
         handled=process.handled,
         busy=process.busy,
-        age=trio.current_time() - process.started_at,
+        started_at=_unix(process.started_at),
         last_message=summary(content, 200),
         links=tuple(process.linked()),
         monitors=tuple((process.monitoring or {}).values()),
@@ -91,6 +94,15 @@ def _info(process: Process) -> ProcessInfo:
         trap_exit=process.trap_exit,
         stack="" if process.task is None else describe(process.task),
     )
+
+
+def _names(process: Process) -> tuple[Any, ...]:
+    return tuple(via.key for via in process.names)
+
+
+def _unix(moment: float) -> float:
+    """Unix time of a moment on trio's clock."""
+    return time.time() - (trio.current_time() - moment)
 
 
 def status(process: Process) -> str:
@@ -102,21 +114,21 @@ def status(process: Process) -> str:
     return "waiting" if process.sleeper is not None else "running"
 
 
-def tree(supervisor: Address, limit: int = PAGE) -> Node_ | None:
+def tree(supervisor: Address, limit: int = PAGE) -> Branch | None:
     """The tree below a supervisor, with at most `limit` children of each dynamic supervisor."""
     process = current_node().awaken(supervisor)
     return None if process is None else _node(process, process.blueprint.kind, 0, limit)
 
 
-def children(supervisor: Address, offset: int = 0, limit: int = PAGE) -> tuple[Node_, ...]:
+def children(supervisor: Address, offset: int = 0, limit: int = PAGE) -> tuple[Branch, ...]:
     """A page of the children of a supervisor, in start order."""
     process = current_node().awaken(supervisor)
     return () if process is None else _children(process, offset, limit)
 
 
-def _node(process: Process, id: Any, restarts: int, limit: int) -> Node_:
+def _node(process: Process, id: Any, restarts: int, limit: int) -> Branch:
     state = process.state
-    return Node_(
+    return Branch(
         id=id,
         pid=process.pid,
         kind=process.blueprint.kind,
@@ -124,15 +136,16 @@ def _node(process: Process, id: Any, restarts: int, limit: int) -> Node_:
         strategy=state.flags.strategy.value if isinstance(state, Family | Brood) else None,
         restarts=restarts,
         mailbox=len(process.queue or ()),
-        age=trio.current_time() - process.started_at,
+        started_at=_unix(process.started_at),
+        names=_names(process),
         count=len(state.children) if isinstance(state, Family | Brood) else 0,
         children=_children(process, 0, limit),
     )
 
 
-def _children(process: Process, offset: int, limit: int) -> tuple[Node_, ...]:
+def _children(process: Process, offset: int, limit: int) -> tuple[Branch, ...]:
     node, state = process.node, process.state
-    found: list[Node_] = []
+    found: list[Branch] = []
     if isinstance(state, Family):
         for child in list(state.children.values())[offset:]:
             below = None if child.pid is None else node.awaken(child.pid)
@@ -141,7 +154,7 @@ def _children(process: Process, offset: int, limit: int) -> tuple[Node_, ...]:
             else:
                 kind = getattr(child.spec.start.subject, "__name__", "?")
                 down = "restarting" if child.restarting else "down"
-                found.append(Node_(child.spec.id, None, kind, down, restarts=child.restarts))
+                found.append(Branch(child.spec.id, None, kind, down, restarts=child.restarts))
     elif isinstance(state, Brood):
         for pid in list(state.children)[offset : offset + limit]:
             below = node.awaken(pid)

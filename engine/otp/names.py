@@ -44,6 +44,8 @@ class UniqueNames:
     def whereis(self, key: Hashable) -> Pid | None:
         return self._owner.get(key)
 
+    resolve = whereis
+
     def lookup(self, key: Hashable) -> list[tuple[Pid, Any]]:
         pid = self._owner.get(key)
         return [] if pid is None else [(pid, self._value.get(key))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 
 import trio
@@ -161,7 +162,7 @@ class Node:
         self.table[process.pid] = process
         if blueprint.linked:
             self.table[blueprint.parent].link(process.pid)
-        self._context.run(self._nursery.start_soon, run, process, name=blueprint.kind)
+        self._context.run(partial(self._nursery.start_soon, run, process, name=blueprint.kind))
         if self.tracer.on:
             self.tracer.emit(trace.Spawned(process.pid, blueprint.kind, blueprint.parent))
         return process

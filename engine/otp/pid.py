@@ -6,14 +6,11 @@ May import nothing but `context`; `node` says which living process an address me
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from attrs import frozen
 
 from engine.otp.context import current_node
-
-if TYPE_CHECKING:
-    from engine.otp.registry import Registry
 
 
 class Pid(int):
@@ -30,6 +27,13 @@ class Pid(int):
 
     __str__ = __repr__
     __format__ = object.__format__
+
+    @classmethod
+    def parse(cls, text: str) -> Pid:
+        """The pid that `str` showed as "<0.123>". Raises ValueError."""
+        if not (text.startswith("<0.") and text.endswith(">")):
+            raise ValueError(f"not a pid: {text!r}")
+        return cls(text[3:-1])
 
     @property
     def alive(self) -> bool:
@@ -50,11 +54,21 @@ class Ref(int):
         return f"#Ref<{int(self)}>"
 
 
+class Namespace(Protocol):
+    """A table of names, as the engine sees it: the node's own, or a registry."""
+
+    def claim(self, key: Any, pid: Pid, value: Any = None) -> Pid | None: ...
+
+    def forget(self, key: Any, pid: Pid) -> object: ...
+
+    def resolve(self, key: Any) -> Pid | None: ...
+
+
 @frozen
 class Via:
     """A name that `registry` keeps. With `value`, registering puts that value beside the key."""
 
-    registry: Registry
+    registry: Namespace
     key: Any
     value: Any = None
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 from attrs import frozen
-from trio.lowlevel import Task, current_task, disable_ki_protection, enable_ki_protection, reschedule
+from trio.lowlevel import Task, current_task, enable_ki_protection, reschedule
 from trio.lowlevel import wait_task_rescheduled as _sleep
 
 from engine.otp import trace
 from engine.otp.context import process_var
 from engine.otp.messages import Call, Cast, Down, ExitSignal
 from engine.otp.pid import ROOT, Pid, Ref, Via
-from engine.otp.reasons import INIT_ACK_MISSING, KILLED, NORMAL, Crash, Reason, StartFailed, is_clean, reason_of
+from engine.otp.preempt_frames import preemptible
+from engine.otp.reasons import INIT_ACK_MISSING, KILLED, NORMAL, Crash, Reason, is_clean, reason_of
 from engine.otp.reports import CrashReport, summary
 from engine.otp.slot import Slot, let_go
 
@@ -40,7 +41,7 @@ class Throw(BaseException):
         self.value = value
 
 
-@disable_ki_protection
+@preemptible
 async def call_user(function: Callable[..., Awaitable[R]], *args: Any) -> R:
     """The only door from the engine into user code: what runs below it may be interrupted, the engine may not."""
     try:
@@ -383,6 +384,3 @@ async def run_plain(process: Process) -> Reason:
     """Body of a plain process that needs no acknowledgement: being spawned is being up."""
     process.acknowledge(process.pid)
     return await run_function(process)
-
-
-__all__ = ["Blueprint", "Process", "StartFailed", "Throw", "call_user", "run", "run_function", "run_plain"]

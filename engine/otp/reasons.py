@@ -18,6 +18,7 @@ class Atom:
     """A named singleton: equal only to itself, even after pickling or copying."""
 
     __slots__ = ("name",)
+    name: str
     _known: dict[str, Atom] = {}  # noqa: RUF012 - the table of atoms is what makes them singletons
 
     def __new__(cls, name: str) -> Atom:

@@ -13,14 +13,13 @@ from typing import Any
 import trio
 from attrs import frozen
 
-from engine.otp.calls import From, fence
+from engine.otp.calls import fence
 from engine.otp.child_spec import PERMANENT, WORKER, ChildSpec, Start
 from engine.otp.context import current_node, current_process
 from engine.otp.gen_server import GenServer, Ok
-from engine.otp.messages import Request
 from engine.otp.names import DuplicateNames, UniqueNames
 from engine.otp.pid import Pid, Via
-from engine.otp.reasons import AlreadyStarted, Reason
+from engine.otp.reasons import Reason
 
 
 class Keys(Enum):
@@ -244,9 +243,3 @@ class _Owner(GenServer[Registry]):
 
     async def terminate(self, reason: Reason, state: Registry) -> None:
         state.close()
-
-
-__all__ = [
-    "DUPLICATE", "UNIQUE", "AlreadyRegistered", "AlreadyStarted", "From", "Keys", "Registered", "Registry",
-    "RegistryClosed", "Request", "Unregistered",
-]  # fmt: skip

@@ -169,9 +169,3 @@ async def receive(match: Callable[[object], bool] | None = None, timeout: float 
     finally:
         if timer is not None:
             timer.cancel()
-
-
-__all__ = [
-    "cast", "demonitor", "exit", "init_ack", "link", "monitor", "receive", "send", "send_after",
-    "trap_exits", "unlink",
-]  # fmt: skip

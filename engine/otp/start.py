@@ -16,7 +16,7 @@ from engine.otp.context import current_node, process_var
 from engine.otp.node import Node
 from engine.otp.pid import ROOT, Pid, Ref, Via, new_ref
 from engine.otp.process import Blueprint, Process, run_plain
-from engine.otp.reasons import NORMAL, TIMEOUT, Ignored, Reason, StartFailed
+from engine.otp.reasons import NORMAL, TIMEOUT, Ignored, StartFailed
 from engine.otp.slot import Slot
 
 Name: TypeAlias = str | Via
@@ -134,6 +134,3 @@ async def spawn_monitor(
         raise StartFailed(NORMAL)
     watching.monitor(process, ref)
     return process.pid, ref
-
-
-__all__ = ["IGNORE", "Ignore", "Name", "Reason", "Up", "names_of", "spawn", "spawn_link", "spawn_monitor", "start"]

@@ -23,7 +23,6 @@ from engine.otp.child_spec import (
     PERMANENT,
     SUPERVISOR,
     TEMPORARY,
-    TRANSIENT,
     AutoShutdown,
     Backoff,
     ChildSpec,
@@ -38,7 +37,7 @@ from engine.otp.child_spec import (
     check_children,
     decide,
 )
-from engine.otp.children import Child, end_child, report, taken_exit
+from engine.otp.children import Child, end_child, report
 from engine.otp.context import current_process
 from engine.otp.gen_server import GenServer, NoReply, Ok, Reply, Stop
 from engine.otp.messages import ExitSignal, Request
@@ -159,10 +158,11 @@ class Plan:
     """What a function given to a supervisor in the place of its children answers."""
 
     children: tuple[ChildSpec, ...]
-    flags: Flags = Flags()
+    flags: Flags = field(factory=Flags)
 
 
-Children: TypeAlias = Iterable[ChildSpec] | Callable[[], "Plan | Ignore"]
+Children: TypeAlias = Iterable[ChildSpec] | Callable[[], object]
+"""The children, or a function that answers a Plan, or IGNORE, when the supervisor starts."""
 
 
 class Supervisor(GenServer[Family]):
@@ -171,7 +171,7 @@ class Supervisor(GenServer[Family]):
     trap_exit = True
 
     @classmethod
-    async def start_link(  # type: ignore[override]
+    async def start_link(
         cls,
         children: Children,
         strategy: Strategy = ONE_FOR_ONE,
@@ -262,7 +262,7 @@ class Supervisor(GenServer[Family]):
         if isinstance(message, ExitSignal):
             child = state.by_pid.get(message.pid) if message.pid is not None else None
             return NoReply(state) if child is None else await _ended(me, state, child, message.reason)
-        return await super().handle_info(message, state)  # type: ignore[return-value]
+        return await super().handle_info(message, state)
 
 
 def _id(cls: type, id: Any, name: Name | None) -> Any:
@@ -286,8 +286,7 @@ async def _answer(me: Process, family: Family, request: Any) -> Any:
             del family.children[_down(family, id).spec.id]
             return None
         case GetChildSpec(id):
-            spec = _known(family, id).spec
-            return spec
+            return _known(family, id).spec
         case WhichChildren():
             return [child.info for child in family.children.values()]
         case CountChildren():
@@ -518,10 +517,3 @@ async def count_children(supervisor: Address) -> Counts:
     """How many children there are."""
     counts: Counts = await _ask(supervisor, CountChildren())
     return counts
-
-
-__all__ = [
-    "RESTARTING", "TRANSIENT", "ChildError", "ChildInfo", "Counts", "Plan", "Supervisor", "count_children",
-    "delete_child", "get_childspec", "restart_child", "start_child", "start_child_info", "taken_exit",
-    "terminate_child", "which_children",
-]  # fmt: skip

@@ -11,14 +11,13 @@ from typing import Any, Generic, TypeVar
 import trio
 from attrs import frozen
 
-from engine.otp.calls import call
-from engine.otp.child_spec import BRUTAL_KILL, TEMPORARY, ChildSpec, Deadline, Restart, Start
+from engine.otp.child_spec import TEMPORARY, ChildSpec, Deadline, Restart, Start
 from engine.otp.context import current_node, process_var
 from engine.otp.dynamic_supervisor import DynamicSupervisor
 from engine.otp.messages import Down
 from engine.otp.pid import Address, Pid, Ref, new_ref
 from engine.otp.process import Process, call_user
-from engine.otp.reasons import MAX_CHILDREN, NOPROC, TIMEOUT, CallFailed, Exit, StartFailed
+from engine.otp.reasons import TIMEOUT, CallFailed, Exit
 from engine.otp.signals import demonitor, init_ack, receive
 from engine.otp.slot import Slot
 from engine.otp.start import AsyncFunction, spawn_link
@@ -134,9 +133,3 @@ async def _await_outside(task: Task[T], timeout: float | None) -> T:
             raise CallFailed(value, task.pid, task)
         return value  # type: ignore[return-value]
     raise CallFailed(TIMEOUT, task.pid, task)
-
-
-__all__ = [
-    "BRUTAL_KILL", "MAX_CHILDREN", "NOPROC", "StartFailed", "Task", "TaskResult", "TaskSupervisor", "async_",
-    "async_nolink", "await_", "call", "start_task",
-]  # fmt: skip
