@@ -14,7 +14,7 @@ from functools import partial
 import trio
 
 from engine.errors import UserError
-from engine.otp import ChildSpec, Down, Exit, Ref, Start, init_ack, monitor, receive, send
+from engine.otp import ChildSpec, Down, Exit, ExitSignal, Ref, Start, init_ack, monitor, receive, send, trap_exits
 from web.endpoint.faults import FaultLog
 from web.endpoint.http1 import App
 from web.endpoint.listeners import open_listeners, url_of
@@ -25,6 +25,8 @@ from web.endpoint.stream import StreamTransport
 from web.sockets.transport import StartSocket
 
 NAME = "endpoint"
+GRACE = 2.0
+"""Seconds beyond a drain's, for the application's own end."""
 
 
 class Endpoint:
@@ -67,13 +69,18 @@ class Endpoint:
 
     def spec(self) -> ChildSpec:
         """The child to put last in the tree."""
-        return ChildSpec(id=NAME, start=Start.process(self._run, name=NAME), shutdown=self.settings.drain_timeout)
+        return ChildSpec(
+            id=NAME, start=Start.process(self._run, name=NAME), shutdown=self.settings.drain_timeout + GRACE
+        )
 
     async def drain(self, timeout: float | None = None) -> None:
         """Takes no newcomers, lets requests finish, tells sockets 1012 in jittered batches; returns when all have
         left, or at the timeout (seconds; the settings' by default), when the rest is dropped. Processes that are
-        not clients' go on. Call it before the tree is stopped."""
+        not clients' go on. A supervisor's shutdown does the same; call it before, when clients are to leave while
+        the rest of the tree still stands."""
         self.draining = True
+        if self._server is not None:
+            await self._server.stop_accepting()
         self._close_listeners()
         if self._server is not None:
             await self._server.drain(self.settings.drain_timeout if timeout is None else timeout)
@@ -81,6 +88,7 @@ class Endpoint:
     # --- the process ---------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        trap_exits()
         self._owned.clear()
         try:
             self.listen()
@@ -89,8 +97,11 @@ class Endpoint:
             raise Exit(problem) from problem
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._server.run, list(self._listeners), self._listening)
-            while True:
-                self._on_message(await receive())
+            while not isinstance(message := await receive(), ExitSignal):
+                self._on_message(message)
+            await self.drain()
+            nursery.cancel_scope.cancel()
+        raise Exit(message.reason)
 
     async def _listening(self) -> None:
         init_ack(self.urls)

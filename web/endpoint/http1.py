@@ -149,6 +149,8 @@ class Http1(H11Protocol):
     async def _begin(self, request: h11.Request) -> None:
         if request.http_version not in (b"1.0", b"1.1"):
             await self.refuse(505, "http_version_not_supported", "a version of HTTP that is not spoken here")
+        elif size_of(request) > self.settings.max_header:
+            await self.refuse(431, "headers_too_large", f"headers of more than {self.settings.max_header} bytes")
         elif not asks_for_websocket(request):
             await self._create_stream(request)
         elif (wrong := flaw(request)) is not None:
@@ -242,6 +244,11 @@ class Http1(H11Protocol):
         if getattr(event, "status_code", 0) >= 200 and self.context.terminated.is_set():
             event.headers.append((b"connection", b"close"))  # so that a keep-alive client goes elsewhere
         await super().stream_send(event)
+
+
+def size_of(request: h11.Request) -> int:
+    """Bytes of its line and headers. H11 minds its own limit only while it waits for the rest of them."""
+    return len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
 
 
 class Call:

@@ -30,6 +30,8 @@ from web.endpoint.wire import Wire
 ACCEPT_BATCH = 64
 MAX_REFUSALS = 256
 """Newcomers that are being told at one time why they may not enter; the rest is just closed."""
+LAST_WORDS = 0.1
+"""Seconds of a drain kept for the sockets that are dropped at its end to be gone before it is over."""
 SHORT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 BREATHER = 0.1
 """Seconds without accepting when the system is out of files or memory."""
@@ -75,11 +77,12 @@ class Server:
         )
         self._accepting = trio.CancelScope()
         self._empty = trio.Event()
+        self._drained = trio.Event()
         self._refusals = 0
         self._requests: trio.Nursery | None = None
 
     async def run(self, listeners: Sequence[socket.socket], ready: Callable[[], Awaitable[None]]) -> None:
-        """Serves until cancelled; calls `ready` once the application has started and connections are taken."""
+        """Serves until drained or cancelled; calls `ready` once the application has started and connections are taken."""
         lifespan = Lifespan(ASGIWrapper(self.service.app), self.service.config, {})  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.handle_lifespan)
@@ -88,19 +91,22 @@ class Server:
             async with trio.open_nursery() as self._requests:
                 self._requests.start_soon(self._accept_all, listeners)
                 await ready()
+                await self._drained.wait()
             await lifespan.wait_for_shutdown()
             nursery.cancel_scope.cancel()
 
     async def drain(self, timeout: float) -> None:
         """Takes no newcomers, lets requests finish, sends sockets away, and returns when everybody has left or the
         time is up."""
-        deadline = trio.current_time() + timeout
-        await self.stop_accepting()
-        await self.hub.roster.drain(timeout)
-        self._empty = trio.Event()
-        if self.census.total:
-            with trio.move_on_at(deadline):
+        with trio.move_on_after(timeout) as scope:
+            await self.stop_accepting()
+            await self.hub.roster.drain(max(0.0, timeout - LAST_WORDS))
+            self._empty = trio.Event()
+            if self.census.total:
                 await self._empty.wait()
+        self._drained.set()
+        if scope.cancelled_caught and self._requests is not None:
+            self._requests.cancel_scope.cancel()
 
     async def stop_accepting(self) -> None:
         self._accepting.cancel()
