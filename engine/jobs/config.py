@@ -10,8 +10,9 @@ from engine.jobs import backoff
 from engine.jobs.backoff import Backoff
 from engine.jobs.ports import Rate, Retention
 
-_positive = validators.gt(0)
+_positive = validators.gt(0.0)
 _optional_positive = validators.optional(_positive)
+_some = validators.optional(validators.gt(0))
 
 
 @frozen
@@ -24,13 +25,13 @@ class QueueConfig:
     """
 
     limit: int = field(default=10, validator=validators.ge(0))
-    global_limit: int | None = field(default=None, validator=_optional_positive)
+    global_limit: int | None = field(default=None, validator=_some)
     rate: Rate | None = None
     backoff: Backoff = backoff.DEFAULT
     timeout: float | None = field(default=None, validator=_optional_positive)
-    max_waiting: int | None = field(default=None, validator=_optional_positive)
+    max_waiting: int | None = field(default=None, validator=_some)
     max_wait: float | None = field(default=None, validator=_optional_positive)
-    user_quota: int | None = field(default=None, validator=_optional_positive)
+    user_quota: int | None = field(default=None, validator=_some)
     typical_seconds: float = field(default=5.0, validator=_positive)
     """A guess at how long a job runs, for estimates made before the first one has ended."""
 

@@ -18,7 +18,6 @@ from engine.otp import (
     TEMPORARY,
     ChildSpec,
     Down,
-    DynamicSupervisor,
     GenServer,
     NoReply,
     Ok,
@@ -33,6 +32,7 @@ from engine.otp import (
     monitor,
     self_,
     send_after,
+    start_child,
 )
 from engine.ports import StorageDown
 
@@ -122,7 +122,7 @@ async def _act(desk: Desk) -> None:
 async def _hire(desk: Desk) -> Pid:
     start = Start.process(work, desk.lane, desk.bench)
     spec = ChildSpec(id="worker", start=start, restart=TEMPORARY, shutdown=STOP_GRACE)
-    return await DynamicSupervisor.start_child(WORKERS, spec)
+    return await start_child(WORKERS, spec)
 
 
 def _watch(desk: Desk, pid: Pid) -> None:

@@ -7,6 +7,7 @@ everything it needs still runs.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,6 +20,7 @@ from engine.jobs.lane import Running
 from engine.jobs.notifier import listen
 from engine.otp import (
     ONE_FOR_ONE,
+    PERMANENT,
     REST_FOR_ONE,
     TRANSIENT,
     ChildSpec,
@@ -26,6 +28,7 @@ from engine.otp import (
     GenServer,
     Ok,
     Reason,
+    Restart,
     Start,
     Supervisor,
     init_ack,
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from engine.jobs.queues import Queues
 
 log = logging.getLogger(__name__)
+
+Body = Callable[..., Awaitable[None]]
 
 STAGE_AT_ONCE = 5_000
 RESCUE_AT_ONCE = 500
@@ -59,8 +64,8 @@ def jobs_spec(queues: Queues) -> ChildSpec:
     return Supervisor.spec(children, strategy=REST_FOR_ONE, id="jobs", name="jobs")
 
 
-def _process(child_id: str, body: object, *args: object, **options: object) -> ChildSpec:
-    return ChildSpec(id=child_id, start=Start.process(body, *args, name=f"jobs.{child_id}"), **options)
+def _process(child_id: str, body: Body, *args: object, restart: Restart = PERMANENT) -> ChildSpec:
+    return ChildSpec(id=child_id, start=Start.process(body, *args, name=f"jobs.{child_id}"), restart=restart)
 
 
 def _queue_specs(queues: Queues) -> list[ChildSpec]:
