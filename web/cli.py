@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+
+from engine import __version__
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 
@@ -27,11 +28,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     from engine.errors import UserError
     from web import settings as s
-    from web.application import serve
+    from web.serve import serve
+    from web.telemetry import logs
 
     flags = {name: getattr(options, name) for name in ("host", "port", "data_dir", "database_url", "log_level")}
     try:
         settings = s.load(options.config, **flags)
+        logs.configure(settings.log_format, settings.log_level)
         # Ctrl-C must reach the application's own signal receiver, never whichever process happens to run.
         trio.run(serve, settings, _ready, restrict_keyboard_interrupt_to_checkpoints=True)
     except UserError as problem:
@@ -50,7 +53,7 @@ def _say(what: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="elwift", description="AI requests as supervised, live processes.")
-    parser.add_argument("--version", action="version", version=f"elwift {version('elwift')}")
+    parser.add_argument("--version", action="version", version=f"elwift {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the server", description=_SERVE)
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")

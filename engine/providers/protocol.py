@@ -120,7 +120,10 @@ ProviderEvent = Accepted | Progress | TextDelta | OutputReady | UsageReported | 
 class Provider(Protocol):
     """A back end that generates."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As models name their provider."""
+        ...
 
     def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """Runs one attempt; the last event is `Finished` or `Failed`."""

