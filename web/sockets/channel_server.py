@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 from engine.otp import (
     Continue,
@@ -33,12 +33,12 @@ FEW_PENDING = 16
 
 @frozen
 class Said:
-    """A message of the client's for a channel."""
+    """A message of the client's for a channel. What it says shows in no report."""
 
     join_ref: Ref
     ref: Ref
     event: str
-    payload: Any
+    payload: Any = field(repr=False)
 
 
 @frozen
@@ -60,7 +60,7 @@ class CaughtUp:
 
 @frozen
 class _Join:
-    params: Any
+    params: Any = field(repr=False)
 
 
 class ChannelServer(GenServer[Channel]):
@@ -113,6 +113,9 @@ class ChannelServer(GenServer[Channel]):
 
     async def terminate(self, reason: Reason, state: Channel) -> None:
         await state.terminate(reason)
+
+    def format_status(self, state: Channel) -> object:
+        return f"{type(state).__name__} on {state.topic}"
 
 
 def _after(answer: End | None, state: Channel) -> NoReply[Channel] | Stop:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from attrs import field, frozen
 
-from engine.otp import TEMPORARY, Address, DynamicSupervisor, Pid, worker
+from engine.otp import TEMPORARY, Address, Pid, start_child, worker
 from web.auth import Credentials, Denied, Guard, Identity, OriginPolicy, negotiate
 from web.endpoint.faults import FaultLog
 from web.sockets import serializers
@@ -82,7 +82,7 @@ class Door:
 
     async def _start(self, serializer: Serializer, connection: Connection, transport: Transport) -> Pid:
         spec = worker(Socket, transport, serializer, connection, self.protocol, id="socket", restart=TEMPORARY)
-        return await DynamicSupervisor.start_child(self.sockets, spec)
+        return await start_child(self.sockets, spec)
 
     def _refuse(self, upgrade: Upgrade, status: int, why: str) -> Refusal:
         self.faults.client("socket_refused", upgrade.client, why)

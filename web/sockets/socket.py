@@ -107,6 +107,9 @@ class Socket(GenServer[SocketState]):
         if is_clean(reason):
             state.transport.close(CloseCode.RESTART, "restarting")
 
+    def format_status(self, state: SocketState) -> object:
+        return {"client": state.connection.upgrade.client, "topics": sorted(state.seats), "paused": state.paused}
+
     async def _received(self, frames: tuple[str | bytes, ...], state: SocketState) -> NoReply[SocketState] | Stop:
         for message in frames:
             try:
