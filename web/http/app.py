@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 
 from engine.errors import UserError
 from web.http import direct, openapi
+from web.http.cors import preflight
 from web.http.exchange import Answer
 from web.http.house import House
 from web.http.perform import Incoming, incoming, perform, refusal
@@ -32,13 +33,17 @@ _REFUSED = {
 
 
 class Application(QuartTrio):
-    """Quart, with a short way for the one call that must be cheap."""
+    """Quart, with a short way for the one call that must be cheap, and for browsers that ask before they send."""
 
     house: House
 
     async def asgi_app(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"] == CREATE.path and scope["method"] == CREATE.method:
+        if scope["type"] != "http":
+            await super().asgi_app(scope, receive, send)
+        elif scope["method"] == CREATE.method and scope["path"] == CREATE.path:
             await direct.serve(self.house, CREATE, scope, receive, send)
+        elif scope["method"] == "OPTIONS" and scope["path"].startswith("/api/"):
+            await direct.write(send, preflight(self.house.origins, incoming(scope).headers))
         else:
             await super().asgi_app(scope, receive, send)
 
@@ -60,8 +65,8 @@ def add_route(app: QuartTrio, house: House, route: Route) -> None:
     """Serves `route` by Quart."""
 
     async def view(**args: str) -> Response:
-        body = await request.get_data(cache=False) if route.method in ("POST", "PUT", "PATCH") else b""
-        return response(await perform(house, route, _head(), args, bytes(body)))
+        body = await request.get_data(False, False, False) if route.method in ("POST", "PUT") else b""
+        return response(await perform(house, route, _head(), args, body))
 
     app.add_url_rule(route.path, f"{route.method} {route.path}", view, methods=[route.method])
 
@@ -69,13 +74,15 @@ def add_route(app: QuartTrio, house: House, route: Route) -> None:
 def response(answer: Answer) -> Response:
     """Quart's response object for an answer."""
     made = Response(answer.body, answer.status, content_type=answer.content_type)
+    if answer.status in direct.BODILESS:
+        del made.headers["Content-Type"], made.headers["Content-Length"]
     for name, value in answer.headers:
         made.headers[name] = value
     return made
 
 
 def _head() -> Incoming:
-    return incoming(request.scope)  # type: ignore[arg-type]
+    return incoming(request.scope)
 
 
 def refusal_response(error: UserError) -> Response:

@@ -22,6 +22,9 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+BODILESS = frozenset({204, 304})
+"""Answers with these statuses have no body, and say nothing of its type and length (RFC 9110 8.6)."""
+
 
 class ClientLeft(Exception):
     """The connection ended before the body was there."""
@@ -46,7 +49,9 @@ async def read_body(head: Incoming, receive: Receive, limits: Limits) -> bytes:
     with trio.move_on_after(limits.body_timeout):
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
-            return within(message.get("body", b""), limits.body)
+            body: bytes = message.get("body", b"")
+            within(body, limits.body)
+            return body
         return await _gather(message, receive, limits.body)
     raise UserError("request_timeout", f"The body must arrive within {limits.body_timeout:.0f} seconds.")
 
@@ -68,11 +73,10 @@ def check_length(declared: str | None, limit: int) -> None:
         raise too_large(limit)
 
 
-def within(body: bytes | bytearray, limit: int) -> Any:
-    """The body itself when it is within the limit. Raises UserError `body_too_large`."""
+def within(body: bytes | bytearray, limit: int) -> None:
+    """Raises UserError `body_too_large` when the body is longer than the limit."""
     if len(body) > limit:
         raise too_large(limit)
-    return body
 
 
 def too_large(limit: int) -> UserError:
@@ -82,10 +86,9 @@ def too_large(limit: int) -> UserError:
 
 async def write(send: Send, answer: Answer) -> None:
     """Head and body, each in one message."""
-    headers = [
-        (b"content-type", answer.content_type.encode()),
-        (b"content-length", b"%d" % len(answer.body)),
-        *((name.lower().encode("latin1"), value.encode("latin1")) for name, value in answer.headers),
-    ]
+    headers = [(name.lower().encode("latin1"), value.encode("latin1")) for name, value in answer.headers]
+    if answer.status not in BODILESS:
+        headers.append((b"content-type", answer.content_type.encode()))
+        headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})

@@ -18,6 +18,7 @@ from engine.otp import CallFailed
 from engine.ports import JournalFull, StorageDown
 from web.auth import Credentials, Denied, Identity
 from web.http import problems
+from web.http.cors import sharing
 from web.http.exchange import Answer, Ask, request_id
 from web.http.house import House
 from web.http.route import Route
@@ -93,7 +94,8 @@ async def perform(house: House, route: Route, head: Incoming, args: Mapping[str,
     house.telemetry.answered(route.name, answer.status, time.perf_counter() - started)
     if house.access_log:
         _log(route, head, identity, answer, time.perf_counter() - started)
-    return evolve(answer, headers=(*answer.headers, ("X-Request-Id", head.request_id)))
+    shared = sharing(house.origins, head.headers)
+    return evolve(answer, headers=(*answer.headers, *shared, ("X-Request-Id", head.request_id)))
 
 
 def admit(house: House, route: Route, head: Incoming) -> Identity:
