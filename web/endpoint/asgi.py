@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import trio
 
-from engine.otp import Down, Exit, Pid, monitor, receive, send, spawn
+from engine.otp import ChildError, Down, Exit, Pid, StartFailed, monitor, receive, send, spawn
 from web.endpoint.roster import Roster
 from web.endpoint.settings import EndpointSettings
 from web.endpoint.stream import ABNORMAL
@@ -160,7 +160,7 @@ async def pump(transport: AsgiTransport, roster: Roster, websocket: PlainWebSock
     when the process cannot start, else 0."""
     try:
         owner = await transport.accept.start(transport)
-    except Exit:
+    except (Exit, StartFailed, ChildError):
         return 503
     await spawn(_watch, owner, transport)
     roster.add(transport)

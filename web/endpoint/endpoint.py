@@ -115,7 +115,7 @@ class Endpoint:
     async def _adopt(self, transport: StreamTransport, start: StartSocket, early: bytes) -> bool:
         try:
             pid = await start(transport)
-        except Exit as error:
+        except (Exit, Exception) as error:  # noqa: BLE001  # whatever it is, this client alone is refused
             self.faults.ours("socket_not_started", transport.upgrade.client, error)
             return False
         self._owned[monitor(pid)] = transport

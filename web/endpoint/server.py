@@ -82,7 +82,7 @@ class Server:
         self._requests: trio.Nursery | None = None
 
     async def run(self, listeners: Sequence[socket.socket], ready: Callable[[], Awaitable[None]]) -> None:
-        """Serves until drained or cancelled; calls `ready` once the application has started and connections are taken."""
+        """Serves until drained or cancelled; calls `ready` once the application has started and newcomers are taken."""
         lifespan = Lifespan(ASGIWrapper(self.service.app), self.service.config, {})  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.handle_lifespan)
