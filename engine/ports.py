@@ -37,10 +37,10 @@ class PredictionChange:
     attempt: int
     provider: str
     status: str
-    input: dict[str, Any] | None = None
+    input: dict[str, Any] | None = field(default=None, repr=False)
     external_id: str | None = None
-    output: Any = None
-    logs: str | None = None
+    output: Any = field(default=None, repr=False)
+    logs: str | None = field(default=None, repr=False)
     metrics: dict[str, Any] | None = None
     error_message: str | None = None
     usage: Usage | None = None

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
 
-from attrs import frozen
+from attrs import field, frozen
 
 from engine.tasks.events import Usage
 
@@ -39,7 +39,7 @@ class ProviderRequest:
     model: str
     slug: str
     version: str
-    input: dict[str, Any]
+    input: dict[str, Any] = field(repr=False)
     external_id: str | None = None
     """The provider's id of a prediction to adopt instead of making a new one."""
     intent_at: float | None = None
@@ -68,7 +68,7 @@ class Progress:
 class TextDelta:
     """More text, to be appended."""
 
-    text: str
+    text: str = field(repr=False)
 
 
 @frozen
@@ -76,8 +76,8 @@ class OutputReady:
     """A file is ready: at `url` (the provider's, short-lived) or as `data`."""
 
     index: int
-    url: str | None = None
-    data: bytes | None = None
+    url: str | None = field(default=None, repr=False)
+    data: bytes | None = field(default=None, repr=False)
     content_type: str | None = None
     name: str | None = None
 

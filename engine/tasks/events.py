@@ -1,6 +1,7 @@
 """What can happen to a task, as facts: the durable events that its log is made of.
 
-Pure data; imports nothing of ours. `state.fold` says what each event means, `codec` how it is stored.
+Pure data; imports nothing of ours. `state.fold` says what each event means, `codec` how it is stored. What users
+wrote or were given shows in no repr, and so in no log.
 Progress and generated text are not events: they live in the TaskServer and reach the snapshot.
 """
 
@@ -59,7 +60,7 @@ class Created:
     model_id: UUID
     model: str
     provider: str
-    input: dict[str, Any]
+    input: dict[str, Any] = field(repr=False)
     priority: int = 4
     max_attempts: int = 3
     queue: str = "default"
@@ -104,7 +105,7 @@ class OutputStored:
 class Responded:
     """The whole text of a text task, just before `Completed`."""
 
-    text: str
+    text: str = field(repr=False)
     usage: Usage | None = None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from attrs import frozen
+from attrs import field, frozen
 
 from engine.jobs.job import Fence
 from engine.otp import Pid, Request
@@ -137,7 +137,7 @@ class TaskText:
     task_id: UUID
     attempt: int
     offset: int
-    text: str
+    text: str = field(repr=False)
     at: float
 
 
@@ -180,7 +180,7 @@ class NewTask:
     """A checked wish for a task. `id` may be the client's own (a UUID)."""
 
     user: str
-    input: dict[str, Any]
+    input: dict[str, Any] = field(repr=False)
     model: str | None = None
     priority: int | None = None
     idempotency_key: str | None = None

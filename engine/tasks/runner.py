@@ -20,7 +20,7 @@ from engine import telemetry
 from engine.errors import UserError
 from engine.jobs.job import Cancel, Discard, Job, JobOutcome, Recorded, Snooze
 from engine.jobs.lifecycle import MAX_RESCUES
-from engine.otp import CallFailed, Request, StartFailed, call, self_
+from engine.otp import CallFailed, Pid, Request, StartFailed, call, self_
 from engine.outputs import OutputRefused
 from engine.ports import PredictionChange, StorageDown
 from engine.providers.protocol import (
@@ -229,24 +229,29 @@ class Attempt:
         return progress
 
     async def _ask(self, request: Request[StepTaken | Refusal]) -> StepTaken:
-        """Raises AttemptOver when the step is refused."""
-        task_id = self.begun.task.id
-        sabotage = isinstance(request, Step) and isinstance(request.event, Sabotage)
-        server = lookup.whereis(self.runtime, task_id)
+        """Asks the TaskServer, and its successor when it crashes. Raises AttemptOver when the step is refused."""
         for _ in range(lookup.ATTEMPTS):
-            if server is None:
-                raise AttemptOver
+            server = await self._server()
             try:
                 answer = await call(server, request, STEP_TIMEOUT)
             except CallFailed:
-                server = await lookup.start(self.runtime, task_id) if task_id in self.runtime.stash else None
-                if sabotage and server is not None:  # it has done what it was sent for
-                    return StepTaken(self.sent)
+                if isinstance(request, Step) and isinstance(request.event, Sabotage):
+                    return StepTaken(self.sent)  # it has done what it was sent for
                 continue
             if isinstance(answer, Refusal):
                 raise AttemptOver
             return answer
         raise AttemptOver
+
+    async def _server(self) -> Pid:
+        """The task's TaskServer; while one is being restarted, the next one. Raises AttemptOver when the task is."""
+        runtime, task_id = self.runtime, self.begun.task.id
+        server = lookup.whereis(runtime, task_id)
+        if server is None and task_id in runtime.stash:
+            server = await lookup.start(runtime, task_id)
+        if server is None:
+            raise AttemptOver
+        return server
 
     def _first_output(self, event: ProviderEvent) -> None:
         if self._silent and isinstance(event, TextDelta | Progress | OutputReady):

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from engine.tasks import events as ev
 from engine.tasks.events import Output, TaskEvent, Usage
@@ -53,7 +53,7 @@ class TaskState:
     model_id: UUID
     model: str
     provider: str
-    input: dict[str, Any]
+    input: dict[str, Any] = field(repr=False)
     created_at: float
     priority: int = 4
     max_attempts: int = 3
@@ -66,7 +66,7 @@ class TaskState:
     step: str | None = None
     message: str | None = None
     eta_seconds: float | None = None
-    text: str = ""
+    text: str = field(default="", repr=False)
     outputs: tuple[Output, ...] = ()
     usage: Usage | None = None
     error: TaskError | None = None

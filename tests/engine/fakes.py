@@ -15,9 +15,6 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from engine.jobs.job import (
-    Cancel,
-    Complete,
-    Discard,
     Fence,
     Job,
     JobChange,
@@ -28,7 +25,7 @@ from engine.jobs.job import (
     Snooze,
 )
 from engine.models import Models
-from engine.otp import DUPLICATE, Exit, Pid, Registry, Shutdown, Supervisor, exit, self_, spawn_link, start_child
+from engine.otp import DUPLICATE, Node, Pid, Registry, Supervisor, self_, spawn
 from engine.outputs import Outputs
 from engine.ports import (
     Buffered,
@@ -50,7 +47,7 @@ from engine.providers.simulate import Simulate
 from engine.runtime import Runtime
 from engine.tasks import recovery, runner
 from engine.tasks.events import TaskEvent
-from engine.tasks.state import Status, TaskState, fold
+from engine.tasks.state import TaskState, fold
 
 
 @define
@@ -345,7 +342,7 @@ async def house(
     models: tuple[Model, ...] = (),
     recover: bool = False,
 ) -> AsyncIterator[House]:
-    """Starts the tree of the task room on the current node, and a queue that feeds it. Stops both."""
+    """Opens a node with the tree of the task room and a queue that feeds it; closes it as a server's end would."""
     storage = storage or MemoryStorage()
     clock, queue, snapshots = FakeClock(), MiniQueue(), MemorySnapshots(storage)
     registry = Models(MemoryModels(), default="simulate")
@@ -369,11 +366,13 @@ async def house(
     tasks, recovery_spec = recovery.specs(runtime)
     children = [runtime.names.spec(), runtime.channels.spec(), tasks, *([recovery_spec] if recover else [])]
     made = House(runtime, storage, snapshots, queue, clock)
-    await _run(made, children)
-    try:
-        yield made
-    finally:
-        queue.start = None
+    async with Node.open():
+        await _run(made, children)
+        try:
+            yield made
+        finally:
+            queue.start = None
+            storage.on_entry.clear()
 
 
 async def _run(made: House, children: list[Any]) -> None:
@@ -383,11 +382,7 @@ async def _run(made: House, children: list[Any]) -> None:
 
     async def pump() -> None:
         async for new, attempt, at in receive:
-            from engine.otp import spawn
-
             await spawn(queue.work, new, attempt, max(0.0, at - clock()))
-
-    from engine.otp import spawn
 
     await spawn(pump)
     queue.start = lambda new, attempt, at: starts.send_nowait((new, attempt, at))
