@@ -55,10 +55,10 @@ def output_view(output: Output) -> dict[str, Any]:
 
 
 def usage_view(usage: Usage | None) -> dict[str, Any] | None:
-    """What is known of the usage; unknown figures are absent."""
+    """What is known of the usage; unknown figures are absent, and null stands for no figure at all."""
     if usage is None:
         return None
-    return {name: value for name, value in attrs.asdict(usage).items() if value is not None}
+    return {name: value for name, value in attrs.asdict(usage).items() if value is not None} or None
 
 
 def error_view(error: TaskError | None) -> dict[str, Any] | None:

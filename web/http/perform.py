@@ -92,7 +92,7 @@ async def perform(house: House, route: Route, head: Incoming, args: Mapping[str,
         log.exception("request failed", route=route.name, request_id=head.request_id, user=identity.user)
         answer = refusal(_BUG, head.request_id)
     house.telemetry.answered(route.name, answer.status, time.perf_counter() - started)
-    if house.access_log:
+    if house.access_log and not (route.open and answer.status < 400):
         _log(route, head, identity, answer, time.perf_counter() - started)
     shared = sharing(house.origins, head.headers)
     return evolve(answer, headers=(*answer.headers, *shared, ("X-Request-Id", head.request_id)))

@@ -79,7 +79,7 @@ export class Card {
     part.bar.setAttribute("aria-valuetext", `${percent} percent, ${LABELS[task.status]}`);
     part.fill.style.setProperty("--done", task.progress);
     part.percent.textContent = percent ? `${percent} %` : "";
-    const words = [task.step && (/^\d/.test(task.step) ? `step ${task.step}` : task.step), task.message];
+    const words = [task.step && (/^\d+ ?\/ ?\d+$/.test(task.step) ? `step ${task.step}` : task.step), task.message];
     if (task.eta_seconds > 0 && !TERMINAL.has(task.status)) words.push(`about ${span(task.eta_seconds)} left`);
     part.step.textContent = words.filter(Boolean).join(" · ");
   }

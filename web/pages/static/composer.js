@@ -115,7 +115,11 @@ export class Composer {
   }
 }
 
-const takesPrompt = (model) => Boolean(model?.input_schema?.required?.includes("prompt"));
+/** Whether the model wants a prompt: its schema requires one, or offers it as one way to ask. */
+function takesPrompt(model) {
+  const { required = [], anyOf = [], oneOf = [] } = model?.input_schema ?? {};
+  return [{ required }, ...anyOf, ...oneOf].some((way) => way.required?.includes("prompt"));
+}
 
 /** The properties of the model's input that can be asked for in a line: numbers, words, choices, yes or no. */
 function inputs(model) {

@@ -1,6 +1,7 @@
-// The small word at the top that says whether the page is live, and takes a click as "try now".
+// The small word at the top that says whether the page is live, and takes a click as "try now". Changes are told to
+// screen readers once, in `aloud`, and not at each second of a countdown.
 
-export function startLink(button, words, socket) {
+export function startLink(button, words, aloud, socket) {
   let timer = null;
   const say = (state) => {
     clearInterval(timer);
@@ -9,6 +10,8 @@ export function startLink(button, words, socket) {
     button.title = state.name === "waiting" ? "Try now" : "";
     const tell = () => { words.textContent = said(state); };
     tell();
+    if (state.name === "open") aloud.textContent = "Live";
+    else if (aloud.textContent === "Live") aloud.textContent = "Connection lost, reconnecting";
     if (state.name === "waiting" && state.retryAt - Date.now() > 1500) timer = setInterval(tell, 1000);
   };
   socket.onState(say);

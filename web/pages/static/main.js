@@ -137,7 +137,7 @@ function askForToken() {
 
 async function start() {
   startTheme(part("theme"));
-  startLink(part("link"), part("link-text"), socket);
+  startLink(part("link"), part("link-text"), part("link-said"), socket);
   tokenFromAddress();
   part("filters").addEventListener("click", ({ target }) => target.closest("button") && choose(target.closest("button").dataset.filter));
   part("more").addEventListener("click", () => older().catch((problem) => announceProblem(problem)));
