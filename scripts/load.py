@@ -21,11 +21,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import httpx
 import trio
 from attrs import define, field
 
 from scripts.client import ChannelClosed, PhoenixSocket, Refused, connect
+from scripts.http_client import HttpClient, http_client
 from scripts.server import serving
 
 TERMINAL = {"task_completed", "task_cancelled"}
@@ -63,9 +63,8 @@ def _percentile(samples: list[float], percent: int) -> float:
 class Load:
     """One run: what to create, where, and what was seen."""
 
-    url: str
     body: dict[str, Any]
-    http: httpx.AsyncClient
+    http: HttpClient
     sockets: list[PhoenixSocket]
     figures: Figures = field(factory=Figures)
     done: int = 0
@@ -85,10 +84,10 @@ class Load:
         self.done += 1
 
     async def _create(self) -> UUID | None:
-        answer = await self.http.post(f"{self.url}/api/tasks", json=self.body)
-        if answer.status_code == 202:
-            return UUID(answer.json()["task_id"])
-        self.figures.outcomes[f"refused_{answer.status_code}"] += 1
+        status, answer = await self.http.post("/api/tasks", self.body)
+        if status == 202:
+            return UUID(answer["task_id"])
+        self.figures.outcomes[f"refused_{status}"] += 1
         self.done += 1
         return None
 
@@ -144,9 +143,9 @@ class Watch:
 async def run(options: argparse.Namespace) -> int:
     async with AsyncExitStack() as stack:
         url = options.url or await _own_server(stack)
-        http = await stack.enter_async_context(_client(options))
+        http = await stack.enter_async_context(http_client(url, min(options.concurrency, 64), options.token))
         sockets = [await stack.enter_async_context(connect(url, options.params)) for _ in range(options.sockets)]
-        load = Load(url, _body(options), http, sockets)
+        load = Load(_body(options), http, sockets)
         began = trio.current_time()
         with trio.move_on_after(options.timeout) as limit:
             await _drive(load, options)
@@ -187,12 +186,6 @@ async def _own_server(stack: AsyncExitStack) -> str:
     os.chmod(folder, 0o755)  # PostgreSQL must reach it as another user when we are root
     server = await stack.enter_async_context(serving(folder / "data", environment={"ELWIFT_LOCAL_MODEL": "false"}))
     return server.url
-
-
-def _client(options: argparse.Namespace) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=min(options.concurrency, 64))
-    headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
-    return httpx.AsyncClient(timeout=httpx.Timeout(30.0, pool=None), limits=limits, headers=headers)
 
 
 def _body(options: argparse.Namespace) -> dict[str, Any]:
