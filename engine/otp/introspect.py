@@ -25,7 +25,7 @@ PAGE = 100
 
 @frozen
 class ProcessInfo:
-    """One process. `started_at` is Unix time, times are in seconds; `busy` is the time spent in callbacks; `stack` is where it stands."""
+    """One process. `started_at` is Unix time; `busy` is seconds spent in callbacks; `stack` is where it stands."""
 
     pid: Pid
     kind: str

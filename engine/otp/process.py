@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 from attrs import frozen
-from trio.lowlevel import Task, current_task, enable_ki_protection, reschedule
+from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, enable_ki_protection, reschedule
 from trio.lowlevel import wait_task_rescheduled as _sleep
 
 from engine.otp import trace
@@ -23,7 +23,7 @@ from engine.otp.pid import ROOT, Pid, Ref, Via
 from engine.otp.preempt_frames import preemptible
 from engine.otp.reasons import INIT_ACK_MISSING, KILLED, NORMAL, Crash, Reason, is_clean, reason_of
 from engine.otp.reports import CrashReport, summary
-from engine.otp.slot import Slot, let_go
+from engine.otp.slot import Slot
 
 if TYPE_CHECKING:
     from engine.otp.node import Node
@@ -169,11 +169,12 @@ class Process:
         if not self.queue:
             self.queue = None
         self.sleeper = self.task
-        try:
-            await _sleep(let_go)
-        except trio.Cancelled:
-            self.sleeper = None
-            raise
+        await _sleep(self._stop_sleeping)
+
+    def _stop_sleeping(self, _: RaiseCancelT) -> Abort:
+        # In the abort, not when Cancelled arrives: a put in between must not reschedule the task once more.
+        self.sleeper = None
+        return Abort.SUCCEEDED
 
     def wake(self) -> None:
         """Ends `sleep` without a message."""

@@ -52,10 +52,11 @@ class Slot:
         """The value. Given up (later answers are dropped) when the waiting task is cancelled."""
         if not self.done:
             self.task = current_task()
-            try:
-                await wait_task_rescheduled(let_go)
-            except trio.Cancelled:
-                self.done = True
-                self.task = None
-                raise
+            await wait_task_rescheduled(self._give_up)
         return self.value
+
+    def _give_up(self, _: RaiseCancelT) -> Abort:
+        # In the abort, not when Cancelled arrives: a resolve in between must not reschedule the task once more.
+        self.done = True
+        self.task = None
+        return Abort.SUCCEEDED
