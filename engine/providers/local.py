@@ -10,8 +10,9 @@ import httpx
 from attrs import evolve, frozen
 
 from engine.providers.failures import failed
-from engine.providers.openai_compatible import Deadlines, OpenAICompatible
+from engine.providers.openai_compatible import OpenAICompatible
 from engine.providers.protocol import Failed, FailureKind, ProviderEvent, ProviderRequest
+from engine.providers.streaming import Deadlines
 
 NAME = "local"
 MODEL = "SmolLM2-135M-Instruct"
