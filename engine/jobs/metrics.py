@@ -6,6 +6,8 @@ The gauges that an autoscaler reads are `elwift_jobs_unfinished`, `elwift_jobs_o
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
@@ -29,3 +31,21 @@ LOST = Counter("elwift_leases_lost", "Jobs that this node had to stop because th
 STALE = Counter("elwift_job_stale_outcomes", "Outcomes refused because their fence was stale.")
 PUSH = Gauge("elwift_jobs_push", "1 while notifications of the database arrive, 0 while the queue only polls.")
 RESCUE_PAUSED = Gauge("elwift_job_rescue_paused", "1 while rescue waits because the database is away or slow.")
+
+
+# Looking a child up by its labels costs as much as all the rest of a job's metrics: these are found once.
+
+
+@cache
+def queue_wait(queue: str) -> Histogram:
+    return QUEUE_WAIT.labels(queue)
+
+
+@cache
+def duration(queue: str, worker: str) -> Histogram:
+    return DURATION.labels(queue, worker)
+
+
+@cache
+def finished(queue: str, worker: str, state: str) -> Counter:
+    return FINISHED.labels(queue, worker, state)

@@ -7,7 +7,6 @@ dispatcher, which monitors workers, then settles the job (`after_death`).
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -52,7 +51,7 @@ async def work(lane: Lane, bench: Bench) -> None:
 
 async def _run(lane: Lane, bench: Bench, held: Running) -> None:
     job = held.job
-    metrics.QUEUE_WAIT.labels(job.queue).observe(max(0.0, time.time() - job.scheduled_at))
+    metrics.queue_wait(job.queue).observe(max(0.0, time.time() - job.scheduled_at))
     try:
         outcome = await _attempt(job, bench.handlers.get(job.worker), lane.config.timeout)
     except Exception as error:
@@ -60,9 +59,9 @@ async def _run(lane: Lane, bench: Bench, held: Running) -> None:
         raise
     held.worker = None
     seconds = lane.leave(held, journaled=isinstance(outcome, Recorded))
-    metrics.DURATION.labels(job.queue, job.worker).observe(seconds)
+    metrics.duration(job.queue, job.worker).observe(seconds)
     if isinstance(outcome, Recorded):
-        metrics.FINISHED.labels(job.queue, job.worker, "recorded").inc()
+        metrics.finished(job.queue, job.worker, "recorded").inc()
     else:
         finish(job, outcome, lane.config.backoff, bench.settle)
 
@@ -70,7 +69,9 @@ async def _run(lane: Lane, bench: Bench, held: Running) -> None:
 async def _attempt(job: Job, handler: JobHandler | None, timeout: float | None) -> JobOutcome | Recorded:
     if handler is None:
         return Discard(f"no handler is called {job.worker!r}")
-    with trio.move_on_after(math.inf if timeout is None else timeout) as scope:
+    if timeout is None:
+        return await handler(job)
+    with trio.move_on_after(timeout) as scope:
         return await handler(job)
     assert scope.cancelled_caught
     if job.task_id is not None:
@@ -80,7 +81,7 @@ async def _attempt(job: Job, handler: JobHandler | None, timeout: float | None) 
 
 def finish(job: Job, outcome: JobOutcome, backoff: Backoff, write: Settle) -> None:
     """Writes the outcome of a job without a task, by the rules: the last attempt's failure is final."""
-    metrics.FINISHED.labels(job.queue, job.worker, _word(job, outcome)).inc()
+    metrics.finished(job.queue, job.worker, _word(job, outcome)).inc()
     write(JobChange(job.id, resolve(job, outcome, backoff), job.fence))
 
 

@@ -66,6 +66,10 @@ WITH incoming AS (
 SELECT id, (SELECT count(sent) FROM told) FROM inserted
 """
 
+# The plan of a statement is kept while the table grows. This says that the rows given are few, so that jobs are looked
+# up by id even by a plan that was made when the table was empty.
+FEW: LiteralString = "n BETWEEN 0 AND 1000000"
+
 # Rows are locked in the order of their ids, here as in every statement that writes several jobs: no deadlocks.
 # A change without a fence is an order of the job's owner: on a finished job it is no refusal, it only does nothing.
 APPLY: LiteralString = f"""
@@ -73,8 +77,9 @@ WITH change AS (
     SELECT * FROM jsonb_to_recordset(%s) AS c(
         n int, id uuid, token uuid, state job_state, at float8, error text, undo boolean,
         next_token uuid, next_attempt int, node text, boot uuid, seconds float8)
+    WHERE {FEW}
 ), target AS MATERIALIZED (
-    SELECT c.n, j.id, j.state AS was, j.lease_token AS holding,
+    SELECT c.*, j.state AS was, j.lease_token AS holding, j.queue, j.priority, j.user_key,
            CASE WHEN c.token IS NULL THEN
                     CASE WHEN j.state = c.state
                               OR (j.state IN ('completed', 'cancelled', 'discarded') AND c.state <> 'available')
@@ -84,32 +89,32 @@ WITH change AS (
                 WHEN j.lease_token IN (c.token, c.next_token) AND j.state IN (c.state, 'executing') THEN 'repeated'
                 ELSE 'stale' END AS verdict
     FROM jobs j JOIN change c USING (id) ORDER BY j.id FOR UPDATE OF j
-), joining AS (
-    SELECT j.queue, j.priority, j.user_key FROM target t JOIN change c USING (n) JOIN jobs j ON j.id = t.id
-    WHERE t.verdict = 'order' AND c.state = 'available'
+), joining AS (SELECT queue, priority, user_key FROM target WHERE verdict = 'order' AND state = 'available'
 ), turns AS ({TURNS}
 ), applied AS (
     UPDATE jobs j SET
-        state = CASE WHEN c.next_token IS NULL THEN c.state ELSE 'executing' END,
-        attempt = coalesce(c.next_attempt, CASE WHEN c.undo THEN greatest(j.attempt - 1, 0) ELSE j.attempt END),
-        max_attempts = CASE WHEN c.state IN ('retryable', 'available') THEN greatest(j.max_attempts, j.attempt + 1)
+        state = CASE WHEN t.next_token IS NULL THEN t.state ELSE 'executing' END,
+        attempt = coalesce(t.next_attempt, CASE WHEN t.undo THEN greatest(j.attempt - 1, 0) ELSE j.attempt END),
+        max_attempts = CASE WHEN t.state IN ('retryable', 'available') THEN greatest(j.max_attempts, j.attempt + 1)
                             ELSE j.max_attempts END,
-        turn = coalesce((SELECT s.first FROM turns s WHERE t.verdict = 'order' AND c.state = 'available'
-            AND s.queue = j.queue AND s.priority = j.priority AND s.user_key = j.user_key), j.turn),
-        snoozes = j.snoozes + (c.undo)::int,
-        errors = CASE WHEN c.error IS NULL THEN j.errors ELSE
+        turn = CASE WHEN t.verdict = 'order' AND t.state = 'available' THEN
+                   (SELECT s.first FROM turns s
+                    WHERE s.queue = j.queue AND s.priority = j.priority AND s.user_key = j.user_key)
+               ELSE j.turn END,
+        snoozes = j.snoozes + (t.undo)::int,
+        errors = CASE WHEN t.error IS NULL THEN j.errors ELSE
             CASE WHEN jsonb_array_length(j.errors) >= 50 THEN j.errors - 0 ELSE j.errors END || jsonb_build_object(
-                'at', extract(epoch FROM now()), 'attempt', j.attempt, 'error', c.error) END,
-        scheduled_at = coalesce(to_timestamp(c.at), j.scheduled_at),
-        completed_at = CASE WHEN c.state = 'completed' THEN now() END,
-        cancelled_at = CASE WHEN c.state = 'cancelled' THEN now() END,
-        discarded_at = CASE WHEN c.state = 'discarded' THEN now() END,
-        lease_token = coalesce(c.next_token, j.lease_token),
-        lease_node = coalesce(c.node, j.lease_node),
-        lease_boot = coalesce(c.boot, j.lease_boot),
-        lease_expires_at = coalesce(now() + c.seconds * interval '1 second', j.lease_expires_at),
+                'at', extract(epoch FROM now()), 'attempt', j.attempt, 'error', t.error) END,
+        scheduled_at = coalesce(to_timestamp(t.at), j.scheduled_at),
+        completed_at = CASE WHEN t.state = 'completed' THEN now() END,
+        cancelled_at = CASE WHEN t.state = 'cancelled' THEN now() END,
+        discarded_at = CASE WHEN t.state = 'discarded' THEN now() END,
+        lease_token = coalesce(t.next_token, j.lease_token),
+        lease_node = coalesce(t.node, j.lease_node),
+        lease_boot = coalesce(t.boot, j.lease_boot),
+        lease_expires_at = coalesce(now() + t.seconds * interval '1 second', j.lease_expires_at),
         updated_at = now()
-    FROM target t JOIN change c USING (n)
+    FROM target t
     WHERE j.id = t.id AND t.verdict IN ('order', 'held')
     RETURNING j.id, j.queue, j.state, t.was, t.verdict, t.holding
 ), told AS (

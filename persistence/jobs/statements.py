@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import LiteralString
 
-from persistence.jobs.rows import CHANNEL, TURNS
+from persistence.jobs.rows import CHANNEL, FEW, TURNS
 
 JOB: LiteralString = """
     j.id, j.attempt, j.lease_token, j.worker, j.queue, j.args, j.task_id, nullif(j.user_key, ''), j.priority,
@@ -61,9 +61,9 @@ WITH gate AS (
 SELECT gate.free, gate.tokens, held.* FROM gate LEFT JOIN held ON true
 """
 
-HEARTBEAT: LiteralString = """
+HEARTBEAT: LiteralString = f"""
 WITH beat AS (
-    SELECT * FROM jsonb_to_recordset(%s) AS b(id uuid, token uuid, seconds float8)
+    SELECT * FROM jsonb_to_recordset(%s) AS b(n int, id uuid, token uuid, seconds float8) WHERE {FEW}
 ), mine AS MATERIALIZED (
     SELECT j.id, b.seconds FROM jobs j JOIN beat b ON b.id = j.id AND b.token = j.lease_token
     WHERE j.state = 'executing' ORDER BY j.id FOR UPDATE OF j
@@ -78,7 +78,7 @@ _GIVE_BACK: LiteralString = """
 
 RELEASE: LiteralString = f"""
 WITH given AS (
-    SELECT * FROM jsonb_to_recordset(%s) AS g(id uuid, token uuid)
+    SELECT * FROM jsonb_to_recordset(%s) AS g(n int, id uuid, token uuid) WHERE {FEW}
 ), mine AS MATERIALIZED (
     SELECT j.id FROM jobs j JOIN given g ON g.id = j.id AND g.token = j.lease_token
     WHERE j.state = 'executing' ORDER BY j.id FOR UPDATE OF j

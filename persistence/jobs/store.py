@@ -101,33 +101,36 @@ class PostgresJobStore:
     # --- leases ---
 
     async def heartbeat(self, leases: Sequence[Lease]) -> frozenset[UUID]:
-        rows = [{"id": x.fence.job_id, "token": x.fence.token, "seconds": x.seconds} for x in leases]
+        rows = [
+            {"n": n, "id": lease.fence.job_id, "token": lease.fence.token, "seconds": lease.seconds}
+            for n, lease in enumerate(leases)
+        ]
         async with self._connection() as conn:
             alive = await (await conn.execute(sql.HEARTBEAT, (document(rows),))).fetchall()
         return frozenset(x.fence.job_id for x in leases) - {row[0] for row in alive}
 
     async def release(self, fences: Sequence[Fence]) -> int:
-        rows = [{"id": fence.job_id, "token": fence.token} for fence in fences]
+        rows = [{"n": n, "id": fence.job_id, "token": fence.token} for n, fence in enumerate(fences)]
         async with self._connection() as conn:
             row = await (await conn.execute(sql.RELEASE, (document(rows),))).fetchone()
         return int(row[0]) if row else 0
 
     async def recover(self, node: str, boot: UUID) -> int:
         async with self._connection() as conn:
-            return (await conn.execute(sql.RECOVER, {"node": node, "boot": boot})).rowcount
+            return (await conn.execute(sql.RECOVER, {"node": node, "boot": boot}, prepare=False)).rowcount
 
     async def rescue(self, held: Sequence[UUID], limit: int) -> tuple[Rescued, ...]:
         args = {"held": list(held), "limit": limit, "most": MAX_RESCUES}
         async with self._connection() as conn:
-            rows = await (await conn.execute(sql.RESCUE, args)).fetchall()
+            rows = await (await conn.execute(sql.RESCUE, args, prepare=False)).fetchall()
         return tuple(Rescued(row[0], row[1], JobState(row[2]), row[3]) for row in rows)
 
-    # --- time passes ---
+    # --- time passes (now and then, so each is planned anew: the table may have grown a thousandfold) ---
 
     async def stage(self, limit: int) -> Staged:
         async with self._connection() as conn:
-            rows = await (await conn.execute(sql.STAGE, {"limit": limit})).fetchall()
-            due = await (await conn.execute(sql.NEXT_DUE)).fetchone()
+            rows = await (await conn.execute(sql.STAGE, {"limit": limit}, prepare=False)).fetchall()
+            due = await (await conn.execute(sql.NEXT_DUE, prepare=False)).fetchone()
         next_in = None if due is None or due[0] is None else max(0.0, due[0])
         return Staged(frozenset(row[0] for row in rows), sum(row[1] for row in rows), next_in)
 
@@ -139,14 +142,14 @@ class PostgresJobStore:
             "limit": limit,
         }
         async with self._connection() as conn:
-            return (await conn.execute(sql.PRUNE, args)).rowcount
+            return (await conn.execute(sql.PRUNE, args, prepare=False)).rowcount
 
     # --- looking ---
 
     async def counts(self) -> tuple[QueueCounts, ...]:
         async with self._connection() as conn:
-            states = await (await conn.execute(sql.COUNTS)).fetchall()
-            waiting = await (await conn.execute(sql.WAITING)).fetchall()
+            states = await (await conn.execute(sql.COUNTS, prepare=False)).fetchall()
+            waiting = await (await conn.execute(sql.WAITING, prepare=False)).fetchall()
         return _counts(states, waiting)
 
     async def settings(self) -> tuple[QueueSetting, ...]:
