@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine import __version__
+from engine.errors import UserError
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 
@@ -26,20 +27,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     import trio
 
-    from engine.errors import UserError
     from web import settings as s
     from web.serve import serve
     from web.telemetry import logs
 
     flags = {name: getattr(options, name) for name in ("host", "port", "data_dir", "database_url", "log_level")}
+    problems: list[str] = []
     try:
         settings = s.load(options.config, **flags)
         logs.configure(settings.log_format, settings.log_level)
         # Ctrl-C must reach the application's own signal receiver, never whichever process happens to run.
         trio.run(serve, settings, _ready, restrict_keyboard_interrupt_to_checkpoints=True)
-    except UserError as problem:
-        return _say(problem.message)
-    return 0
+    except* UserError as refused:
+        problems += [problem.message for problem in _each(refused)]
+    return _say(" ".join(problems)) if problems else 0
+
+
+def _each(problem: BaseException) -> Iterator[UserError]:
+    """The user's errors in a group, however deep: nurseries wrap what goes through them."""
+    if isinstance(problem, BaseExceptionGroup):
+        for inner in problem.exceptions:
+            yield from _each(inner)
+    elif isinstance(problem, UserError):
+        yield problem
 
 
 def _ready(url: str) -> None:

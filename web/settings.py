@@ -107,6 +107,8 @@ def load(config: Path | None = None, **flags: object) -> Settings:
     Raises:
         UserError: `bad_settings`, with what is wrong and where.
     """
+    if config is not None and not config.is_file():
+        raise UserError("bad_settings", f"There is no settings file {config}.")
     files: list[str | Path] = [config] if config else []
     try:
         settings = ts.load(Settings, appname="elwift", config_files=files, env_prefix="ELWIFT_")
