@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from engine.errors import Problem, UserError
 from engine.tasks.messages import NewTask
+from engine.tasks.state import TaskState
 
 T = TypeVar("T")
 
@@ -54,6 +55,12 @@ def new_task(payload: Any, user: str, task_id: UUID | None) -> NewTask:
         idempotency_key=wish.idempotency_key,
         id=task_id,
     )
+
+
+def repeats(wish: NewTask, task: TaskState) -> bool:
+    """Whether the wish is the one that the task was made of (whose input has the model's defaults as well)."""
+    same_input = all(task.input.get(name) == value for name, value in wish.input.items())
+    return same_input and wish.model in (None, task.model)
 
 
 def task_id_of(topic: str) -> UUID:

@@ -17,15 +17,16 @@ from attrs import frozen
 
 from engine.errors import UserError
 from engine.otp import Down, Ref, Shutdown, Timer, demonitor, is_clean, monitor, self_, send_after
+from engine.ports import Durability
 from engine.tasks import intake, lookup
 from engine.tasks.events import Actor
-from engine.tasks.messages import TaskDurable, TaskHappened, TaskProgress, TaskResumed, TaskText, View
+from engine.tasks.messages import Accepted, TaskDurable, TaskHappened, TaskProgress, TaskResumed, TaskText, View
 from engine.tasks.state import Status
 from web.channels import payloads
 from web.channels.cursor import Cursor, Step
 from web.channels.house import ChannelHouse
 from web.channels.outgoing import Told, event_of
-from web.channels.requests import JoinTask, check_object, new_task, parse, task_id_of
+from web.channels.requests import JoinTask, check_object, new_task, parse, repeats, task_id_of
 from web.channels.troubles import TROUBLES, as_refusal
 from web.sockets.channel import Channel, Connection, End, Refused, Reply, error, ok
 from web.sockets.lane import Lane
@@ -95,18 +96,26 @@ class TaskChannel(Channel):
 
     async def _generate(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         self.house.check_open()
-        answer = await intake.accept(self.runtime, new_task(payload, self.identity.user, self.task_id))
+        wish = new_task(payload, self.identity.user, self.task_id)
+        try:
+            answer = await intake.accept(self.runtime, wish)
+        except UserError as refused:
+            # A client that lost the reply says it again; the id is the client's own, so it names one wish.
+            before = await lookup.find(self.runtime, self.task_id) if refused.code == "task_exists" else None
+            if before is None or not repeats(wish, before):
+                raise
+            answer = Accepted(before, Durability.DURABLE, created=False)
         if answer.task.id == self.task_id and self.status is None:
             await self._catch_up()
         return payloads.accepted(answer)
 
     async def _cancel(self, payload: dict[str, Any]) -> Mapping[str, Any]:
-        task = await intake.cancel(self.runtime, self._known(), self._actor)
+        task = await lookup.cancel(self.runtime, self._known(), self._actor)
         return {"status": task.status.value}
 
     async def _retry(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         self.house.check_open()
-        task = await intake.retry(self.runtime, self._known(), self._actor)
+        task = await lookup.retry(self.runtime, self._known(), self._actor)
         self._set_timer(None)
         await self._catch_up()
         return {"status": task.status.value}
@@ -203,8 +212,9 @@ class TaskChannel(Channel):
             if not view.has_more or not view.events:
                 break
             view = await self._subscribe(self.cursor.seq)
-        if view is None:
-            raise LookupError("the task is gone")
+        if view is None or view.reset:
+            # The client joins again, and is given the whole state.
+            raise LookupError("what the client missed is not to be had")
         text = self.cursor.missing_text(view.task, self.runtime.clock())
         if text is not None:
             await self._text(text)
@@ -229,9 +239,10 @@ class TaskChannel(Channel):
         self._unsubscribe()
         self.runtime.channels.register(("channel", self.task_id))
         view = await lookup.join(self.runtime, self_(), self.task_id, last_seq)
-        if view is None or not self._may_see(view):
+        if view is None:
             self._unsubscribe()
-            return self._unauthorized() if view else None
+            return None
+        self._check_may_see(view)
         self.owner, self.status = view.task.user, view.task.status
         pid = lookup.whereis(self.runtime, self.task_id)
         self.server = None if pid is None else monitor(pid)
@@ -243,11 +254,10 @@ class TaskChannel(Channel):
             demonitor(self.server, flush=True)
             self.server = None
 
-    def _may_see(self, view: View) -> bool:
-        return self.identity.operator or view.task.user == self.identity.user
-
-    def _unauthorized(self) -> None:
-        raise UserError("unauthorized", "This topic is not yours to join.")
+    def _check_may_see(self, view: View) -> None:
+        if not self.identity.operator and view.task.user != self.identity.user:
+            self._unsubscribe()
+            raise UserError("unauthorized", "This topic is not yours to join.")
 
 
 Ask = Callable[[TaskChannel, dict[str, Any]], Awaitable[Mapping[str, Any]]]

@@ -74,7 +74,7 @@ class ChannelServer(GenServer[Channel]):
         self.socket = socket
         return Ok(make(lane, connection), Continue(_Join(params)))
 
-    async def handle_continue(self, message: object, state: Channel) -> NoReply[Channel] | Stop:
+    async def handle_continue(self, message: object, state: Channel) -> NoReply[Channel] | Stop[Channel]:
         assert isinstance(message, _Join)
         response = await state.join(message.params)
         if isinstance(response, Refused):
@@ -84,7 +84,7 @@ class ChannelServer(GenServer[Channel]):
         send(self.socket, Joined(self_()))
         return NoReply(state)
 
-    async def handle_info(self, message: object, state: Channel) -> NoReply[Channel] | Stop:
+    async def handle_info(self, message: object, state: Channel) -> NoReply[Channel] | Stop[Channel]:
         match message:
             case Said():
                 return await self._said(message, state)
@@ -94,7 +94,7 @@ class ChannelServer(GenServer[Channel]):
                 return _after(await state.handle_out(event, payload), state)
         return _after(await state.handle_info(message), state)
 
-    async def _said(self, message: Said, state: Channel) -> NoReply[Channel] | Stop:
+    async def _said(self, message: Said, state: Channel) -> NoReply[Channel] | Stop[Channel]:
         state._asked = asked = Asked(message.join_ref, message.ref)
         answer = await state.handle_in(message.event, message.payload)
         state._asked = None
@@ -118,5 +118,5 @@ class ChannelServer(GenServer[Channel]):
         return f"{type(state).__name__} on {state.topic}"
 
 
-def _after(answer: End | None, state: Channel) -> NoReply[Channel] | Stop:
+def _after(answer: End | None, state: Channel) -> NoReply[Channel] | Stop[Channel]:
     return NoReply(state) if answer is None else Stop(answer.reason, state)

@@ -246,8 +246,8 @@ def frames_of(lines: Iterable[bytes]) -> Iterable[str | bytes]:
 
 def session_token(upgrade: Upgrade) -> str | None:
     """The header wins over the query; there, the last `token`, for the client adds it behind its own parameters."""
-    header = upgrade.header("x-phoenix-longpoll-token")
-    return header or (_tokens(upgrade) or [None])[-1]
+    given = [upgrade.header("x-phoenix-longpoll-token"), *reversed(_tokens(upgrade))]
+    return next((token for token in given if token), None)
 
 
 def without_session(upgrade: Upgrade) -> Upgrade:

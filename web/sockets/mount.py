@@ -50,7 +50,7 @@ def mount_longpoll(app: QuartTrio, path: str, polls: LongPolls) -> None:
         if request.method == "OPTIONS":
             return _answer(None)
         if request.method == "POST":
-            return _answer(await polls.post(upgrade, await request.get_data()))
+            return _answer(await polls.post(upgrade, await request.get_data(as_text=False)))
         return _answer(await polls.get(upgrade))
 
     methods = ("GET", "POST", "OPTIONS")

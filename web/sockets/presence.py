@@ -159,11 +159,11 @@ class PresenceServer(GenServer[Table]):
                     self._put(state, pid, topic, key, meta)
                 return Reply(known, state)
             case _Untrack(pid, topic, key):
-                meta = state.take(pid, topic, key)
-                if meta is not None:
-                    self._tell(topic, leaves={key: [meta]})
+                gone = state.take(pid, topic, key)
+                if gone is not None:
+                    self._tell(topic, leaves={key: [gone]})
                     self._unwatch(pid, state)
-                return Reply(meta is not None, state)
+                return Reply(gone is not None, state)
         raise NotImplementedError(f"presence does not know the request {request!r}")
 
     async def handle_info(self, message: object, state: Table) -> NoReply[Table]:

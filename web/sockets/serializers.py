@@ -29,7 +29,8 @@ class Serializer(Protocol):
     for all members, so it is encoded once and each member's lead is put before it.
     """
 
-    version: str
+    @property
+    def version(self) -> str: ...
 
     def decode(self, message: str | bytes) -> Inbound:
         """A frame from a text (str) or binary (bytes) message. Raises BadFrame."""

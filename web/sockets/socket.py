@@ -8,7 +8,7 @@ May import `engine.otp`, `transport` and the channels' machinery.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -73,6 +73,9 @@ class SocketState:
     paused: bool = False
 
 
+Next: TypeAlias = NoReply[SocketState] | Stop[SocketState]
+
+
 class Socket(GenServer[SocketState]):
     """Traps exits: a channel's end is an event of the protocol."""
 
@@ -84,11 +87,11 @@ class Socket(GenServer[SocketState]):
     ) -> Ok[SocketState]:
         return Ok(SocketState(transport, serializer, connection, protocol))
 
-    async def handle_info(self, message: object, state: SocketState) -> NoReply[SocketState] | Stop:
+    async def handle_info(self, message: object, state: SocketState) -> Next:
         match message:
             case Received(frames):
                 return await self._received(frames, state)
-            case ExitSignal(pid=pid, reason=reason):
+            case ExitSignal(pid=pid, reason=reason) if pid is not None:
                 _channel_ended(state, pid, reason)
             case Joined(pid):
                 _joined(state, pid)
@@ -110,7 +113,7 @@ class Socket(GenServer[SocketState]):
     def format_status(self, state: SocketState) -> object:
         return {"client": state.connection.upgrade.client, "topics": sorted(state.seats), "paused": state.paused}
 
-    async def _received(self, frames: tuple[str | bytes, ...], state: SocketState) -> NoReply[SocketState] | Stop:
+    async def _received(self, frames: tuple[str | bytes, ...], state: SocketState) -> Next:
         for message in frames:
             try:
                 frame = state.serializer.decode(message)

@@ -70,19 +70,30 @@ class RealLine:
         path: str = "/socket/websocket",
     ) -> AsyncIterator[RealClient]:
         extra = [(name.encode(), value.encode()) for name, value in headers]
-        async with trio.open_nursery() as nursery:
-            try:
+        status = 0
+        try:
+            async with trio.open_nursery() as nursery:
                 ws = await connect_websocket_url(
                     nursery, f"{self.url}{path}?{query}", subprotocols=subprotocols or None, extra_headers=extra
                 )
-            except ConnectionRejected as refusal:
-                raise RefusedUpgrade(refusal.status_code) from None
-            try:
-                yield RealClient(ws)
-            finally:
-                with trio.move_on_after(1):
+                try:
+                    yield RealClient(ws)
+                finally:
                     await ws.aclose(1001)
-                nursery.cancel_scope.cancel()
+                    await ws._stream.aclose()  # when the server was first to close, nobody else does
+                    nursery.cancel_scope.cancel()
+        except* ConnectionRejected as refusal:
+            status = _first(refusal).status_code
+        if status:
+            raise RefusedUpgrade(status)
+
+
+def _first(group: BaseExceptionGroup[ConnectionRejected]) -> ConnectionRejected:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ConnectionRejected)
+    return error
 
 
 @define
@@ -166,11 +177,12 @@ async def open_server(
 
 async def _serve_plainly(app: QuartTrio, task_status: trio.TaskStatus[str]) -> None:
     """Stock hypercorn, which knows nothing of our data path."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = Config()
-        config.bind = [f"fd://{listener.fileno()}"]
-        config.accesslog = config.errorlog = None
-        config.graceful_timeout = 0.1
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(hypercorn.trio.serve, app, config)
-            task_status.started(f"ws://127.0.0.1:{listener.getsockname()[1]}")
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"ws://127.0.0.1:{listener.getsockname()[1]}"
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it
+    config.accesslog = config.errorlog = None
+    config.graceful_timeout = 0.1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hypercorn.trio.serve, app, config)
+        task_status.started(url)

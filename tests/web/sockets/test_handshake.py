@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trio
 
 from tests.web.sockets.lines import ask
 from tests.web.sockets.server import RefusedUpgrade, Server
@@ -164,9 +165,8 @@ async def test_case_17_a_client_that_falls_silent_is_closed(open_server: Open) -
         assert await client.closed() == 1001
 
 
-async def test_case_62_sockets_of_one_id_are_disconnected_together(open_server: Open, line: str) -> None:
-    if line == "memory":
-        pytest.skip("the roster belongs to real connections")
+@real_lines
+async def test_case_62_sockets_of_one_id_are_disconnected_together(open_server: Open) -> None:
     async with (
         open_server(auth=AuthSettings(tokens=parse_tokens("one=ada,two=bob"))) as server,
         server.connect("vsn=2.0.0&token=one") as ada,
@@ -181,9 +181,9 @@ async def test_case_62_sockets_of_one_id_are_disconnected_together(open_server: 
 
 @real_lines
 async def test_case_64_a_drain_says_1012_and_nothing_else(server: Server) -> None:
-    async with server.connect() as client:
+    async with trio.open_nursery() as nursery, server.connect() as client:
         await ask(client, "1", "1", "room:1", "phx_join", {})
-        await server.roster.drain(2.0)
+        nursery.start_soon(server.roster.drain, 2.0)
         assert await client.closed() == 1012
 
 
