@@ -11,6 +11,7 @@ runs, the journal keeps what it is given and the stores raise StorageDown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -157,13 +158,15 @@ async def run_snapshots(snapshots: Snapshotter) -> None:
 async def _with_last_words(
     body: Callable[[], Awaitable[None]], last: Callable[[], Awaitable[None]], pool: Pool
 ) -> None:
+    """`body` until the process is told to end, then `last`, within its time."""
     try:
         await body()
-    except trio.Cancelled:
-        if pool.up:
+    finally:
+        # not by `except Cancelled`: out of a nursery it comes in a group
+        told_to_end = trio.current_effective_deadline() == -math.inf
+        if told_to_end and pool.up:
             with trio.move_on_after(LAST_FLUSH, shield=True):
                 await last()
-        raise
 
 
 def _once(call: Callable[[], object]) -> Callable[[], None]:

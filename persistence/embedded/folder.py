@@ -156,8 +156,8 @@ def passable(path: Path, account: Account) -> bool:
 def _enters(folder: Path, account: Account) -> bool:
     try:
         found = folder.stat()
-    except FileNotFoundError:
-        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return True  # to be made, or to fail when it is
     if found.st_uid == account.uid:
         return bool(found.st_mode & 0o100)
     if found.st_gid == account.gid:

@@ -100,6 +100,8 @@ class Writer:
         work = Work.of(batch)
         async with connection.pipeline():
             await connection.execute("BEGIN")
+            # a plan made while a table was small would be kept while it grows
+            await connection.execute("SET LOCAL enable_seqscan = off")
             mark = await connection.execute("SELECT pg_current_xact_id()::text")
             cursors = [(await connection.execute(query, (rows,)), expected) for query, rows, expected in work.queries()]
             await insert_jobs(connection, [(job, self._reserve(job)) for job in work.jobs()])
