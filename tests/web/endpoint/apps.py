@@ -128,7 +128,13 @@ async def serve_ours() -> None:
     from web.endpoint import Endpoint, EndpointSettings
 
     async with Node.open():
-        endpoint = Endpoint(EndpointSettings(idle_timeout=1.0, max_message=1 * MIB, close_timeout=1.0), make_app())
+        app = make_app()
+        endpoint = Endpoint(EndpointSettings(idle_timeout=1.0, max_message=1 * MIB, close_timeout=1.0), app)
+
+        @app.get("/faults")
+        async def faults() -> dict[str, int]:
+            return endpoint.faults.counts
+
         top = await Supervisor.start_link([endpoint.spec()])
         print(endpoint.port, flush=True)
         await end_of_input()
