@@ -57,7 +57,7 @@ def _ready(url: str) -> None:
 
 
 def _say(what: str) -> int:
-    print(f"elwift: {what}", file=sys.stderr)
+    print("elwift:", " ".join(what.split()), file=sys.stderr)
     return 1
 
 
