@@ -7,13 +7,14 @@ way. Both act on the queue's Lane; all that may not be lost in a crash stands th
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import trio
 from attrs import define, field, frozen
 
 from engine.jobs.lane import Lane, Running
 from engine.jobs.ports import Claim, JobStore
-from engine.jobs.worker import Bench, after_death, work
+from engine.jobs.worker import JobHandler, after_death, work
 from engine.otp import (
     TEMPORARY,
     ChildSpec,
@@ -74,7 +75,7 @@ class Desk:
     """What a dispatcher works with, and its state: the workers it monitors, and its alarm clock."""
 
     lane: Lane
-    bench: Bench
+    handlers: Mapping[str, JobHandler]
     bell: Bell
     claims: Claims
     alarm: Timer | None = None
@@ -84,8 +85,8 @@ class Desk:
 class Dispatcher(GenServer[Desk]):
     """Starts what the lane says, stops what it says, settles what died."""
 
-    async def init(self, lane: Lane, bench: Bench, bell: Bell, claims: Claims) -> Ok[Desk]:
-        desk = Desk(lane, bench, bell, claims)
+    async def init(self, lane: Lane, handlers: Mapping[str, JobHandler], bell: Bell, claims: Claims) -> Ok[Desk]:
+        desk = Desk(lane, handlers, bell, claims)
         for held in lane.running.values():
             if held.worker is not None:
                 _watch(desk, held.worker)
@@ -120,7 +121,7 @@ async def _act(desk: Desk) -> None:
 
 
 async def _hire(desk: Desk) -> Pid:
-    start = Start.process(work, desk.lane, desk.bench)
+    start = Start.process(work, desk.lane, desk.handlers)
     spec = ChildSpec(id="worker", start=start, restart=TEMPORARY, shutdown=STOP_GRACE)
     return await start_child(WORKERS, spec)
 
@@ -139,7 +140,7 @@ def _stop(held: Running, reason: str) -> None:
 
 def _bury(desk: Desk, pid: Pid, reason: Reason) -> None:
     for held in [held for held in desk.lane.running.values() if held.worker == pid]:
-        after_death(desk.lane, desk.bench, held, reason)
+        after_death(desk.lane, held, reason)
 
 
 def _set_alarm(desk: Desk) -> None:

@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 
 from engine.jobs.admission import Estimate, Line, Pace, check, wait
 from engine.jobs.config import QueueConfig
-from engine.jobs.job import Cancel, Fence, Job, JobChange, Lease, NewJob, Retry, Snooze
+from engine.jobs.job import Cancel, Fence, Job, JobChange, JobOutcome, Lease, NewJob, Retry, Snooze
 from engine.jobs.memory import Memory, as_job, uncounted
 from engine.jobs.ports import Claimed
 from engine.ports import Buffered, Committed, Receipt
@@ -63,11 +63,12 @@ class Running:
 
 @define(eq=False)
 class Lane:
-    """See the module. `kick` tells the dispatcher that there may be something to do."""
+    """See the module. `settle` writes an outcome that no journal records; `kick` wakes the dispatcher."""
 
     name: str
     config: QueueConfig
     identity: Identity
+    settle: Callable[[JobChange], None]
     kick: Callable[[], None] = field(default=lambda: None)
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
@@ -96,6 +97,8 @@ class Lane:
     _idle: trio.Event = field(factory=trio.Event)
     _reserved: set[UUID] = field(factory=set)
     """Jobs that have a lease and a slot, but whose insert has no receipt yet."""
+    _parked: dict[UUID, JobChange] = field(factory=dict)
+    """Outcomes under claims that the database does not know of yet, by token."""
     _settling: dict[UUID, tuple[Job, float]] = field(factory=dict)
     """Jobs of tasks that left their slot before their outcome was journaled, with the time (monotonic)."""
 
@@ -171,9 +174,7 @@ class Lane:
             case Buffered():
                 self._insert_buffered(job)
             case _:
-                self.memory.inserted(job.id)
-                self._reserved.discard(job.id)
-                self.stop(job.id, "refused")
+                self._insert_refused(job)
         self.kick()
 
     def _insert_committed(self, job: NewJob) -> None:
@@ -185,6 +186,13 @@ class Lane:
             self._start(as_job(job, lease, self.clock()), stored=True)
         else:
             self._claim_stored(lease)
+
+    def _insert_refused(self, job: NewJob) -> None:
+        lease = self.memory.inserted(job.id)
+        self._reserved.discard(job.id)
+        if lease is not None:
+            self._parked.pop(lease.fence.token, None)
+        self.stop(job.id, "refused")
 
     def _insert_buffered(self, job: NewJob) -> None:
         lease = self.memory.lease_for_insert(job.id)
@@ -224,9 +232,14 @@ class Lane:
             del self._settling[fence.job_id]
 
     def _claim_stored(self, lease: Lease | None) -> None:
-        held = self.running.get(lease.fence.job_id) if lease else None
-        if lease and held and held.job.fence == lease.fence:
+        """A claim made in memory is in the database: now it can be kept alive, and its outcome written."""
+        if lease is None:
+            return
+        held = self.running.get(lease.fence.job_id)
+        if held is not None and held.job.fence == lease.fence:
             held.stored = True
+        if (outcome := self._parked.pop(lease.fence.token, None)) is not None:
+            self.settle(outcome)
 
     def _change_buffered(self, change: JobChange) -> None:
         """The database is away: what should run again runs again from memory, unless it is back before."""
@@ -308,6 +321,14 @@ class Lane:
             self._settling[held.job.id] = (held.job, self.monotonic())
         self.kick()
         return self.monotonic() - held.since
+
+    def conclude(self, held: Running, outcome: JobOutcome) -> None:
+        """Writes an outcome that no journal records, as soon as the database knows of the claim."""
+        change = JobChange(held.job.id, outcome, held.job.fence)
+        if held.stored:
+            self.settle(change)
+        else:
+            self._parked[held.job.fence.token] = change
 
     def _free(self, held: Running) -> None:
         if self.running.get(held.job.id) is held:

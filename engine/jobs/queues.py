@@ -22,7 +22,7 @@ from engine.jobs.job import Cancel, Fence, JobChange, JobState, Lease, NewJob, R
 from engine.jobs.lane import Identity, Lane
 from engine.jobs.notifier import Hearing
 from engine.jobs.ports import JobRecord, JobStore, Notice, NoticeKind, QueueCounts, QueueSetting
-from engine.jobs.worker import Bench, JobHandler
+from engine.jobs.worker import JobHandler
 from engine.otp import ChildSpec
 from engine.ports import Receipt
 
@@ -74,7 +74,6 @@ class Queues:
     lanes: dict[str, Lane] = field(init=False)
     bells: dict[str, Bell] = field(init=False)
     claims: dict[str, Claims] = field(init=False)
-    bench: Bench = field(init=False)
     outbox: Outbox = field(init=False, factory=Outbox)
     heart: Heart = field(init=False)
     hearing: Hearing = field(init=False)
@@ -84,11 +83,10 @@ class Queues:
         identity = Identity(self.node, self.boot, self.timing.lease)
         self.bells = {name: Bell(queue_name(name)) for name in self.configs}
         self.lanes = {
-            name: Lane(name, config, identity, self.bells[name], self.clock, self.monotonic)
+            name: Lane(name, config, identity, self.outbox.put, self.bells[name], self.clock, self.monotonic)
             for name, config in self.configs.items()
         }
         self.claims = {name: Claims(lane, self.store) for name, lane in self.lanes.items()}
-        self.bench = Bench(self.handlers, self.outbox.put)
         self.heart = Heart(self.timing, monotonic=self.monotonic)
         self.hearing = Hearing(str(self.boot))
 

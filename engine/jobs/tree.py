@@ -72,7 +72,7 @@ def _queue_specs(queues: Queues) -> list[ChildSpec]:
     specs = []
     for name, lane in queues.lanes.items():
         bell, claims = queues.bells[name], queues.claims[name]
-        start = Start.server(Dispatcher, lane, queues.bench, bell, claims, name=bell.name)
+        start = Start.server(Dispatcher, lane, queues.handlers, bell, claims, name=bell.name)
         specs.append(ChildSpec(id=name, start=start))
         specs.append(_process(f"claims:{name}", claim_jobs, claims))
     return specs

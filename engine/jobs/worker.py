@@ -11,11 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import trio
-from attrs import frozen
 
 from engine.jobs import metrics
 from engine.jobs.backoff import Backoff
-from engine.jobs.job import Complete, Discard, Job, JobChange, JobOutcome, Recorded, Retry
+from engine.jobs.job import Complete, Discard, Job, JobOutcome, Recorded, Retry
 from engine.jobs.lane import Lane, Running
 from engine.jobs.lifecycle import settle
 from engine.otp import Exit, Reason, Shutdown, init_ack, self_
@@ -23,7 +22,6 @@ from engine.otp import Exit, Reason, Shutdown, init_ack, self_
 log = logging.getLogger(__name__)
 
 JobHandler = Callable[[Job], Awaitable[JobOutcome | Recorded]]
-Settle = Callable[[JobChange], None]
 
 _LONGEST_ERROR = 2000
 
@@ -31,29 +29,21 @@ GIVEN_BACK = frozenset({"draining", "refused", "cancelled", "lease_lost"})
 """Orders to stop after which the worker's side has nothing to write."""
 
 
-@frozen
-class Bench:
-    """What workers need: the handlers, and where outcomes go that no journal records."""
-
-    handlers: Mapping[str, JobHandler]
-    settle: Settle
-
-
-async def work(lane: Lane, bench: Bench) -> None:
+async def work(lane: Lane, handlers: Mapping[str, JobHandler]) -> None:
     """The body of a worker process."""
     init_ack()
     me = self_()
     while (held := lane.take()) is not None:
         held.worker = me
-        await _run(lane, bench, held)
+        await _run(lane, handlers, held)
         await trio.lowlevel.checkpoint()
 
 
-async def _run(lane: Lane, bench: Bench, held: Running) -> None:
+async def _run(lane: Lane, handlers: Mapping[str, JobHandler], held: Running) -> None:
     job = held.job
     metrics.queue_wait(job.queue).observe(max(0.0, time.time() - job.scheduled_at))
     try:
-        outcome = await _attempt(job, bench.handlers.get(job.worker), lane.config.timeout)
+        outcome = await _attempt(job, handlers.get(job.worker), lane.config.timeout)
     except Exception as error:
         held.failure = f"{type(error).__name__}: {error}"
         raise
@@ -63,7 +53,7 @@ async def _run(lane: Lane, bench: Bench, held: Running) -> None:
     if isinstance(outcome, Recorded):
         metrics.finished(job.queue, job.worker, "recorded").inc()
     else:
-        finish(job, outcome, lane.config.backoff, bench.settle)
+        finish(lane, held, outcome)
 
 
 async def _attempt(job: Job, handler: JobHandler | None, timeout: float | None) -> JobOutcome | Recorded:
@@ -79,10 +69,11 @@ async def _attempt(job: Job, handler: JobHandler | None, timeout: float | None) 
     return Retry(f"timed out after {timeout:g} s")
 
 
-def finish(job: Job, outcome: JobOutcome, backoff: Backoff, write: Settle) -> None:
+def finish(lane: Lane, held: Running, outcome: JobOutcome) -> None:
     """Writes the outcome of a job without a task, by the rules: the last attempt's failure is final."""
+    job = held.job
     metrics.finished(job.queue, job.worker, _word(job, outcome)).inc()
-    write(JobChange(job.id, resolve(job, outcome, backoff), job.fence))
+    lane.conclude(held, resolve(job, outcome, lane.config.backoff))
 
 
 def resolve(job: Job, outcome: JobOutcome, backoff: Backoff) -> JobOutcome:
@@ -101,7 +92,7 @@ def _word(job: Job, outcome: JobOutcome) -> str:
     return str(settle(outcome, job.attempt, job.max_attempts, time.time()).state)
 
 
-def after_death(lane: Lane, bench: Bench, held: Running, reason: Reason) -> None:
+def after_death(lane: Lane, held: Running, reason: Reason) -> None:
     """Settles what a worker held when it died. A task's outcome is its TaskServer's affair."""
     job = held.job
     stopped = isinstance(reason, Shutdown) and reason.detail in GIVEN_BACK
@@ -110,4 +101,4 @@ def after_death(lane: Lane, bench: Bench, held: Running, reason: Reason) -> None
         log.info("job %s of queue %s was stopped: %s", job.id, job.queue, reason)
     elif job.task_id is None:
         failure = held.failure or f"the worker ended: {reason!r}"
-        finish(job, Retry(failure[:_LONGEST_ERROR]), lane.config.backoff, bench.settle)
+        finish(lane, held, Retry(failure[:_LONGEST_ERROR]))

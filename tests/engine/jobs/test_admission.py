@@ -1,0 +1,91 @@
+"""Who may come in, and the promise of how long they will wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.errors import UserError
+from engine.jobs.admission import Estimate, Line, Pace, check, wait
+from engine.jobs.config import QueueConfig, Rate
+from engine.jobs.ports import Waiting
+
+
+def line(*waiting: tuple[str, int]) -> Line:
+    made = Line()
+    made.reset(Waiting(4, user, jobs, jobs) for user, jobs in waiting)
+    return made
+
+
+def test_a_newcomer_stands_behind_one_job_of_each_other_user() -> None:
+    assert line(("a", 1000), ("b", 1), ("c", 7)).ahead(4, "new") == 3
+
+
+def test_a_user_stands_behind_their_own_jobs_and_as_many_of_others() -> None:
+    assert line(("me", 5), ("b", 100), ("c", 2)).ahead(4, "me") == 5 + 6 + 2
+
+
+def test_more_urgent_jobs_all_go_first_and_less_urgent_ones_never() -> None:
+    made = line(("a", 10))
+    assert (made.ahead(9, "new"), made.ahead(0, "new")) == (10, 0)
+
+
+def test_the_line_moves_as_jobs_join_and_leave() -> None:
+    made = line(("a", 2))
+    made.join(4, "a")
+    made.join(4, "b")
+    assert (made.total, made.ahead(4, "c")) == (4, 2)
+    for _ in range(3):
+        made.leave(4, "a")
+    made.leave(4, "nobody")
+    assert (made.total, made.ahead(4, "c")) == (1, 1)
+
+
+def test_a_free_slot_means_no_wait() -> None:
+    assert wait(before=1, free=2, slots=4, seconds=10.0, config=QueueConfig()) == 0.0
+
+
+@pytest.mark.parametrize(("before", "expected"), [(0, 1.25), (1, 3.75), (10, 26.25)])
+def test_with_all_slots_busy_one_is_free_each_share_of_a_jobs_time(before: int, expected: float) -> None:
+    assert wait(before, free=0, slots=4, seconds=10.0, config=QueueConfig()) == expected
+
+
+def test_a_rate_limit_that_is_slower_than_the_slots_decides() -> None:
+    config = QueueConfig(rate=Rate(1, period=60.0))
+    assert wait(before=10, free=0, slots=100, seconds=1.0, config=config) == 600.0
+
+
+def test_the_pace_is_a_guess_until_the_first_job_has_ended() -> None:
+    pace = Pace(5.0)
+    assert pace.seconds == 5.0
+    pace.observe(1.0)
+    assert pace.seconds == 1.0
+    for _ in range(50):
+        pace.observe(3.0)
+    assert pace.seconds == pytest.approx(3.0, abs=0.05)
+
+
+def test_a_user_at_their_quota_is_refused_and_others_are_not() -> None:
+    config, made = QueueConfig(user_quota=3), line(("many", 3))
+    with pytest.raises(UserError) as refusal:
+        check(config, made, "many", Estimate(3, 42.0))
+    assert (refusal.value.code, refusal.value.retry_after) == ("over_quota", 42.0)
+    check(config, made, "other", Estimate(1, 14.0))
+
+
+def test_a_full_queue_refuses_everybody_and_says_when_to_come_back() -> None:
+    with pytest.raises(UserError) as refusal:
+        check(QueueConfig(max_waiting=5), line(("a", 5)), "b", Estimate(1, 0.2))
+    assert (refusal.value.code, refusal.value.retry_after) == ("over_capacity", 1.0)
+
+
+def test_a_wait_that_is_too_long_is_refused_until_it_is_not() -> None:
+    with pytest.raises(UserError) as refusal:
+        check(QueueConfig(max_wait=60.0), line(("a", 5)), "b", Estimate(1, 90.0))
+    assert refusal.value.retry_after == 30.0
+    check(QueueConfig(max_wait=60.0), line(("a", 5)), "b", Estimate(1, 59.0))
+
+
+def test_no_advice_is_longer_than_five_minutes() -> None:
+    with pytest.raises(UserError) as refusal:
+        check(QueueConfig(max_wait=60.0), line(("a", 5)), "b", Estimate(1, 90_000.0))
+    assert refusal.value.retry_after == 300.0
