@@ -61,6 +61,8 @@ from web.http.app import create_app
 from web.http.artifacts import serve_folder
 from web.http.house import House, Limits
 from web.http.webhooks import ReplicateWebhooks
+from web.operators import overview
+from web.operators.routes import Operators
 from web.settings import Settings
 from web.sockets.channel import MakeChannel
 from web.sockets.door import Door
@@ -85,6 +87,7 @@ class Application:
     pubsub: PubSub = field(init=False, factory=PubSub)
     guard: Guard = field(init=False)
     origins: OriginPolicy = field(init=False)
+    operators: Operators = field(init=False)
     http: HttpApplication = field(init=False)
     endpoint: Endpoint = field(init=False)
 
@@ -137,6 +140,7 @@ class Application:
         settings = self.settings
         self.guard = Guard.open(_auth(settings))
         self.origins = OriginPolicy.parse(settings.allowed_origins, loopback_only=not settings.guarded)
+        self.operators = Operators(self.queues)
         house = House(
             runtime=self.runtime,
             guard=self.guard,
@@ -148,7 +152,9 @@ class Application:
         if self.backends.replicate:
             webhook_secrets = settings.replicate_webhook_secrets.split(",")
             more.append(ReplicateWebhooks(self.backends.replicate, self.persistence.webhooks, webhook_secrets).route)
-        self.http = create_app(house, more)
+        house.telemetry.add(self.operators.recent.metrics)
+        house.telemetry.add(lambda: overview.metrics(self.runtime))
+        self.http = create_app(house, (*more, *self.operators.routes))
         if signer and isinstance(store, FolderStore):
             serve_folder(self.http, store, signer)
         self.endpoint = Endpoint(_endpoint(settings), self.http)

@@ -33,6 +33,7 @@ async def running(settings: Settings) -> AsyncIterator[Application]:
     await application.prepare()
     try:
         async with Node.open(shutdown=settings.shutdown_timeout):
+            application.operators.recent.listen()
             root = await _start(application)
             with trio.CancelScope() as life:
                 ends: list[Reason] = []

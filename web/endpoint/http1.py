@@ -66,9 +66,11 @@ class Exchange(Protocol):
         ...
 
 
-def problem(status: int, code: str) -> tuple[Headers, bytes]:
+def problem(status: int, code: str, detail: str = "") -> tuple[Headers, bytes]:
     """Headers and body of a refusal in the endpoint's own name (RFC 9457)."""
-    body = json.dumps({"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code})
+    title = HTTPStatus(status).phrase
+    known = {"type": "about:blank", "title": title, "status": status, "detail": detail or title, "code": code}
+    body = json.dumps(known)
     headers = [
         (b"content-type", b"application/problem+json"),
         (b"content-length", b"%d" % len(body)),
@@ -217,7 +219,7 @@ class Http1(H11Protocol):
         """Ends the connection with this status, when no answer has begun."""
         self.fault = f"{code}: {detail}"
         if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            headers, body = problem(status, code)
+            headers, body = problem(status, code, detail)
             await self._send_h11_event(h11.Response(status_code=status, headers=headers))
             await self._send_h11_event(h11.Data(data=body))
             await self._send_h11_event(h11.EndOfMessage())

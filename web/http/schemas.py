@@ -234,9 +234,9 @@ ANSWERS: dict[str, Schema] = {
             "status": _WHOLE,
             "detail": {"type": "string", "description": "What happened and what to do, for a person"},
             "code": {"type": "string", "description": "Stable; for programs", "enum": sorted(problems.KNOWN)},
-            "request_id": _STRING,
         },
         {
+            "request_id": {"type": "string", "description": "Absent when the request was refused unread"},
             "details": _list(_object({"message": _STRING}, {"where": _STRING})),
             "retry_after": {"type": "number", "description": "Seconds"},
         },
