@@ -12,6 +12,7 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 
 from engine.otp import Exit
+from engine.otp.preempt_reports import Preempted
 from web.endpoint.faults import FaultLog
 from web.endpoint.handshake import Handshake
 from web.endpoint.http1 import App, ClientGone, Exchange, Http1, problem
@@ -21,6 +22,8 @@ from web.endpoint.stream import StreamTransport
 from web.endpoint.wire import Wire
 from web.sockets.transport import StartSocket
 
+CRASHES = (Exception, Exit, Preempted)
+"""What ends one request only; anything else, as Cancelled, is not the application's doing."""
 LINGER_BYTES = 32 * 1024 * 1024
 
 Adopt = Callable[[StreamTransport, StartSocket, bytes], Awaitable[bool]]
@@ -126,7 +129,7 @@ class Connection:
         crashed = False
         try:
             await self._service.app(exchange.scope, exchange.receive, exchange.send)
-        except (Exception, Exit, BaseExceptionGroup) as error:  # noqa: BLE001  # the application's root
+        except (*CRASHES, BaseExceptionGroup) as error:  # the application's root
             crashed = True
             self._note(protocol, error)
         await exchange.finish(crashed)
@@ -136,7 +139,7 @@ class Connection:
     def _note(self, protocol: Http1, error: BaseException) -> None:
         """Reports a crash of the application; lets through what is no crash (Cancelled and its like)."""
         if isinstance(error, BaseExceptionGroup):
-            crashes, others = error.split((Exception, Exit))
+            crashes, others = error.split(CRASHES)
             if others is not None:
                 raise others
             error = crashes or error

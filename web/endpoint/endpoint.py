@@ -36,7 +36,7 @@ class Endpoint:
     def __init__(self, settings: EndpointSettings, app: App, roster: Roster | None = None) -> None:
         self.settings = settings
         self.app = app
-        self.roster = roster or Roster(settings.max_per_user)
+        self.roster = Roster(settings.max_per_user) if roster is None else roster
         self.faults = FaultLog()
         self.draining = False
         self._listeners: list[socket.socket] = []

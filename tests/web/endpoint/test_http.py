@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from engine.otp import Node
+from engine.otp.preempt import Watchdog
 from tests.web.endpoint.raw import Response, connect, get, request, upgrade
 from tests.web.endpoint.running import running, until
 
@@ -79,6 +80,22 @@ async def test_an_exit_raised_in_a_handler_is_a_500_and_no_more(node: Node) -> N
     async with running(app) as endpoint:
         assert (await get(endpoint.port, "/exit")).status == 500
         assert (await get(endpoint.port)).status == 200
+
+
+async def test_a_handler_that_holds_the_loop_is_interrupted_and_its_server_goes_on(node: Node) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send)
+        while scope["path"] == "/spin":
+            pass
+        return await alive(send)
+
+    async with running(app) as endpoint, connect(endpoint.port) as steady:
+        with Watchdog(budget=0.2):
+            assert (await get(endpoint.port, "/spin")).status == 500
+        await steady.say(request("/"))
+        assert (await steady.response()).body == b"alive"
+        assert endpoint.faults.counts == {"application_error": 1}
 
 
 async def lifespan(receive: Any, send: Any) -> None:
