@@ -8,7 +8,7 @@
     ├─ providers          connections, the local model's server
     ├─ jobs               queues and workers
     ├─ recovery           brings unfinished tasks back, then is done
-    ├─ sockets            one process a connection, one a joined topic
+    ├─ sockets, longpolls one process a connection, one a joined topic
     └─ endpoint           the listener
 
 Imports everything. How it is run is in `serve`.
@@ -17,7 +17,6 @@ Imports everything. How it is run is in `serve`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from secrets import token_bytes
 from uuid import uuid4
@@ -25,6 +24,7 @@ from uuid import uuid4
 import trio
 from attrs import define, field
 
+from engine import __version__
 from engine.errors import UserError
 from engine.jobs.config import QueueConfig, Timing
 from engine.jobs.queues import Queues
@@ -49,11 +49,11 @@ from persistence.artifacts import FolderStore, LinkSigner
 from persistence.database import DatabaseUnreachable, FolderError, Persistence, PersistenceSettings
 from persistence.jobs.store import PostgresJobStore
 from web.auth import AuthSettings, Guard, OriginPolicy
+from web.auth.refresh import KeyRefresher
 from web.auth.settings import parse_tokens
 from web.backends import LOCAL_SLOTS, Backends, artifacts, backends
 from web.channels.house import ChannelHouse
-from web.channels.task import TaskChannel
-from web.channels.user import UserChannel
+from web.channels.routes import application_router
 from web.endpoint import Endpoint, EndpointSettings
 from web.housekeeping import HOUSEKEEPING, crons, retention_handler
 from web.http.app import Application as HttpApplication
@@ -61,14 +61,13 @@ from web.http.app import create_app
 from web.http.artifacts import serve_folder
 from web.http.house import House, Limits
 from web.http.webhooks import ReplicateWebhooks
-from web.operators import overview
+from web.operators.overview import metrics
 from web.operators.routes import Operators
 from web.settings import Settings
-from web.sockets.channel import MakeChannel
 from web.sockets.door import Door
-from web.sockets.mount import mount
+from web.sockets.longpoll import LongPolls
+from web.sockets.mount import mount, mount_longpoll
 from web.sockets.pubsub import PubSub
-from web.sockets.router import Router
 from web.sockets.socket import Protocol
 
 MODELS_RETRY = 1.0
@@ -88,6 +87,7 @@ class Application:
     guard: Guard = field(init=False)
     origins: OriginPolicy = field(init=False)
     operators: Operators = field(init=False)
+    polls: LongPolls = field(init=False)
     http: HttpApplication = field(init=False)
     endpoint: Endpoint = field(init=False)
 
@@ -148,26 +148,26 @@ class Application:
             draining=lambda: self.draining,
             limits=Limits(body=settings.max_body_bytes),
         )
-        more = []
+        self.operators = Operators(self.queues, __version__)
+        more = list(self.operators.routes)
         if self.backends.replicate:
             webhook_secrets = settings.replicate_webhook_secrets.split(",")
             more.append(ReplicateWebhooks(self.backends.replicate, self.persistence.webhooks, webhook_secrets).route)
         house.telemetry.add(self.operators.recent.metrics)
-        house.telemetry.add(lambda: overview.metrics(self.runtime))
-        self.http = create_app(house, (*more, *self.operators.routes))
+        house.telemetry.add(lambda: metrics(self.runtime))
+        self.http = create_app(house, more)
         if signer and isinstance(store, FolderStore):
             serve_folder(self.http, store, signer)
         self.endpoint = Endpoint(_endpoint(settings), self.http)
         self._build_sockets()
 
     def _build_sockets(self) -> None:
-        channels = ChannelHouse(self.runtime, lambda: self.draining)
-        router = Router.of(
-            ("task:*", partial(TaskChannel, house=channels)), ("user:*", partial(UserChannel, house=channels))
-        )
-        protocol = Protocol(router, self.endpoint.faults)
-        door = Door(protocol, self.pubsub, self.guard, self.origins, self.endpoint.faults)
+        faults = self.endpoint.faults
+        router = application_router(ChannelHouse(self.runtime, lambda: self.draining))
+        door = Door(Protocol(router, faults), self.pubsub, self.guard, self.origins, faults)
+        self.polls = LongPolls(door, self.endpoint.roster)
         mount(self.http, "/socket", door)
+        mount_longpoll(self.http, "/socket", self.polls)
 
     def children(self) -> list[ChildSpec]:
         """The tree's first level, in the order of its starts."""
@@ -182,7 +182,9 @@ class Application:
             self.backends.spec(),
             self.queues.spec(),
             recover,
+            *([KeyRefresher(self.guard).spec()] if KeyRefresher.needed(self.guard) else []),
             DynamicSupervisor.spec(id="sockets", name="sockets"),
+            self.polls.spec(),
             self.endpoint.spec(),
         ]
 
