@@ -42,7 +42,7 @@ WAIT = 30.0
 """Seconds that a request waits for a model that is loading."""
 BACKOFF = Backoff(initial=0.2, maximum=30.0)
 SETTLED_AFTER = 60.0
-"""A life of so many seconds makes the next restart a first one again."""
+"""After a life of so many seconds the next restart is as quick as the first."""
 
 
 @frozen
@@ -98,12 +98,14 @@ async def keep(settings: ModelServerSettings) -> None:
     init_ack()
     failures = 0
     while True:
-        began = trio.current_time()
-        reason = await live_once(settings, lambda address: cast(BOARD, Up(address)))
-        failures = 0 if trio.current_time() - began > SETTLED_AFTER else failures + 1
-        pause = BACKOFF.delay(failures - 1) if failures else 0.0
+        began, reason = trio.current_time(), "its keeper ended"
+        try:
+            reason = await live_once(settings, lambda address: cast(BOARD, Up(address)))
+        finally:
+            cast(BOARD, Down(reason))
+        failures = 1 if trio.current_time() - began > SETTLED_AFTER else failures + 1
+        pause = BACKOFF.delay(failures - 1)
         log.error("local model ended", reason=reason, restart_in=round(pause, 2))
-        cast(BOARD, Down(reason))
         telemetry.MODEL_SERVER_RESTARTS.inc()
         await trio.sleep(pause)
 
