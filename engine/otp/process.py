@@ -18,10 +18,10 @@ from trio.lowlevel import wait_task_rescheduled as _sleep
 
 from engine.otp import trace
 from engine.otp.context import process_var
-from engine.otp.messages import Call, Cast, Down, ExitSignal
+from engine.otp.messages import HIBERNATE, Call, Cast, Down, ExitSignal
 from engine.otp.pid import ROOT, Pid, Ref, Via
 from engine.otp.preempt_frames import preemptible
-from engine.otp.reasons import INIT_ACK_MISSING, KILLED, NORMAL, Crash, Reason, is_clean, reason_of
+from engine.otp.reasons import INIT_ACK_MISSING, KILLED, NORMAL, Atom, Crash, Reason, is_clean, reason_of
 from engine.otp.reports import CrashReport, summary
 from engine.otp.slot import Slot
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 Body = Callable[["Process"], Awaitable[Reason]]
 Watcher = Callable[[Reason], object]
 R = TypeVar("R")
+
+
+ASLEEP = Atom("asleep")
+"""What a body answers that has not ended, but hibernates."""
 
 
 class Throw(BaseException):
@@ -77,6 +81,7 @@ class Process:
         "args",
         "behaviour",
         "blueprint",
+        "blueprints",
         "busy",
         "dead",
         "doom",
@@ -125,6 +130,7 @@ class Process:
         self.watchers: dict[object, Watcher] | None = None
         self.monitoring: dict[Ref, Pid] | None = None
         self.names: list[Via] = []
+        self.blueprints: dict[object, Blueprint] | None = None
         self.started_at = trio.current_time()
         self.handled = 0
         self.refused = 0
@@ -139,6 +145,17 @@ class Process:
     def budget(self) -> float | None:
         """Seconds that one step may take before the watchdog interrupts it; None: the watchdog's default."""
         return self.blueprint.budget
+
+    def blueprint_of_child(self, kind: str, body: Body, subject: Any, linked: bool, *options: Any) -> Blueprint:
+        """The blueprint of what this process starts: the same object for the same sort, for as long as it lives."""
+        known = self.blueprints
+        if known is None or len(known) > 64:
+            known = self.blueprints = {}
+        key = (subject, body, linked, options)
+        found = known.get(key)
+        if found is None:
+            found = known[key] = Blueprint(kind, body, subject, self.pid, linked, *options)
+        return found
 
     # --- mailbox ------------------------------------------------------------------------------------------
 
@@ -169,12 +186,18 @@ class Process:
         if not self.queue:
             self.queue = None
         self.sleeper = self.task
-        await _sleep(self._stop_sleeping)
+        await _sleep(self.stop_sleeping)
 
-    def _stop_sleeping(self, _: RaiseCancelT) -> Abort:
+    def stop_sleeping(self, _: RaiseCancelT) -> Abort:
+        """Abort function of a sleeping process."""
         # In the abort, not when Cancelled arrives: a put in between must not reschedule the task once more.
         self.sleeper = None
         return Abort.SUCCEEDED
+
+    def hibernate(self) -> None:
+        """Asks the process to hibernate if it is idle."""
+        if self.sleeper is not None and not self.queue:
+            self.put(HIBERNATE)
 
     def wake(self) -> None:
         """Ends `sleep` without a message."""
@@ -203,7 +226,7 @@ class Process:
 
     def linked(self) -> list[Pid]:
         """Everybody linked to this process, each once."""
-        links = sorted(self.links) if self.links else []
+        links = list(self.links) if self.links else []
         parent = self.blueprint.parent
         if self.tied and parent not in links:
             links.append(parent)
@@ -224,11 +247,7 @@ class Process:
         if self.monitoring is None:
             self.monitoring = {}
         self.monitoring[ref] = target.pid
-        target.watch(ref, partial(self._down, ref, target.pid))
-
-    def _down(self, ref: Ref, pid: Pid, reason: Reason) -> None:
-        if self.monitoring is not None and self.monitoring.pop(ref, None) is not None:
-            self.put(Down(ref, pid, reason))
+        target.watch(ref, partial(_deliver_down, self.node, self.pid, ref, target.pid))
 
     # --- exit signals -------------------------------------------------------------------------------------
 
@@ -272,8 +291,10 @@ class Process:
         if starter is not None:
             starter.resolve(answer)
 
-    def outcome_of(self, error: BaseException) -> Reason:
+    def reason_for(self, error: BaseException) -> Reason:
         """The reason when the body raised `error`: a signal's, except that a failing clean-up outranks it."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.node.abort(error)
         reason = reason_of(error)
         if self.exiting is None:
             return reason
@@ -293,10 +314,7 @@ class Process:
         if self.starter is not None:
             self.starter.fail(self.verdict or (INIT_ACK_MISSING if reason is NORMAL else reason))
         for pid in self.linked():
-            other = self.node.awaken(pid)
-            if other is not None:
-                other.unlink(self.pid)
-                other.signal(self.pid, reason)
+            self.node.exit_signal(pid, self.pid, reason)
         for watcher in list(self.watchers.values()) if self.watchers else ():
             watcher(reason)
         for ref, pid in self.monitoring.items() if self.monitoring else ():
@@ -336,6 +354,13 @@ class Process:
             return f"<format_status failed: {error!r}>"
 
 
+def _deliver_down(node: Node, owner: Pid, ref: Ref, pid: Pid, reason: Reason) -> None:
+    # By pid: between monitor and end the owner may have slept, and be another object since.
+    process = node.awaken(owner)
+    if process is not None and process.monitoring is not None and process.monitoring.pop(ref, None) is not None:
+        process.put(Down(ref, pid, reason))
+
+
 def _is_only_cancelled(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
@@ -363,13 +388,13 @@ async def run(process: Process) -> None:
         except trio.Cancelled:
             reason = process.exiting
             raise
-        except (KeyboardInterrupt, SystemExit) as error:
-            process.node.abort(error)
-            reason = process.outcome_of(error)
         except BaseException as error:  # noqa: BLE001 - the boundary between a process and all the others
-            reason = process.outcome_of(error)
+            reason = process.reason_for(error)
     if process.exiting is KILLED:
         reason = KILLED
+    if reason is ASLEEP:
+        process.node.lay_down(process)
+        return
     process.finish(reason)
     process.node.zombies.pop(process.pid, None)
 

@@ -13,7 +13,7 @@ from engine.otp.calls import fence
 from engine.otp.context import current_node, current_process, process_var
 from engine.otp.messages import Cast, Down, ExitSignal
 from engine.otp.pid import Address, Pid, Ref, new_ref
-from engine.otp.reasons import KILL, NOPROC, TIMEOUT, Exit, Reason
+from engine.otp.reasons import KILL, KILLED, NOPROC, TIMEOUT, Exit, Reason
 from engine.otp.timers import Timer
 
 
@@ -54,7 +54,10 @@ def exit(pid: Pid, reason: Reason) -> None:
     """
     sender = process_var.get()
     fence(sender)
-    process = current_node().awaken(pid)
+    node = current_node()
+    if node.end_sleeper(pid, KILLED if reason is KILL else reason):
+        return
+    process = node.awaken(pid)
     if process is None:
         return
     if reason is KILL:
@@ -66,13 +69,19 @@ def exit(pid: Pid, reason: Reason) -> None:
 
 
 def link(pid: Pid) -> None:
-    """Ties the running process and `pid` together, both ways; linking twice is linking once."""
+    """Ties the running process and `pid` together, both ways; linking twice is linking once.
+
+    Raises:
+        Exit: NOPROC, when there is no such process (one that traps exits gets an ExitSignal instead).
+    """
     process = current_process()
     fence(process)
     other = current_node().awaken(pid)
     if other is process:
         return
     if other is None:
+        if not process.trap_exit:
+            raise Exit(NOPROC)
         process.signal(pid, NOPROC)
         return
     process.link(pid)

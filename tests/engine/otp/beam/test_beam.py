@@ -1,6 +1,6 @@
 """Our engine against a real BEAM: the same scenarios, the same events.
 
-Where the two may differ by intent, DEVIATIONS says so, step by step and why.
+Both have to tell the same in every step; only notices to several processes may come in another order.
 """
 
 from __future__ import annotations
