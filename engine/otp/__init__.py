@@ -34,8 +34,8 @@ from engine.otp.child_spec import (
 )
 from engine.otp.context import NoNode, NoProcess, current_node, self_
 from engine.otp.dynamic_supervisor import DynamicSupervisor
-from engine.otp.gen_server import HIBERNATE, Continue, GenServer, NoReply, Ok, Reply, Stop, Timeout, stop
-from engine.otp.messages import Call, Cast, Down, ExitSignal, Request
+from engine.otp.gen_server import Continue, GenServer, NoReply, Ok, Reply, Stop, Timeout, stop
+from engine.otp.messages import HIBERNATE, Call, Cast, Down, ExitSignal, Hibernate, Request
 from engine.otp.node import Node, processes, whereis
 from engine.otp.pid import Address, Pid, Ref, Via
 from engine.otp.process import Throw
@@ -157,6 +157,7 @@ __all__ = [
     "Flags",
     "From",
     "GenServer",
+    "Hibernate",
     "Ignore",
     "Ignored",
     "InvalidSpec",

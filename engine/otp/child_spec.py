@@ -8,17 +8,17 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeAlias
 
 from attrs import Attribute, evolve, field, frozen
 
-from engine.otp.gen_server import GenServer, start_server
+from engine.otp.gen_server import GenServer, server_blueprint
 from engine.otp.pid import Pid
-from engine.otp.process import Process, run_function
-from engine.otp.reasons import BadReturn, Ignored, Reason, StartFailed, is_clean
-from engine.otp.start import IGNORE, AsyncFunction, Name, Up, blueprint_for, function_name, names_of, start
+from engine.otp.process import Process, call_user, run_function
+from engine.otp.reasons import BadReturn, Exit, Ignored, Reason, StartFailed, is_clean, reason_of
+from engine.otp.start import AsyncFunction, Birth, Ignore, Name, Up, begin, finish_start, function_blueprint, names_of
 
 
 class Restart(Enum):
@@ -127,11 +127,17 @@ class Backoff:
 # --- how a child is started -----------------------------------------------------------------------------
 
 
+class How(Enum):
+    SERVER = "server"
+    PROCESS = "process"
+    CALLING = "calling"
+
+
 @frozen
 class Start:
     """How to start a child: made by `server`, `process` or `calling`, run by a supervisor."""
 
-    how: Callable[[Start, Process, tuple[Any, ...]], Awaitable[Up]] = field(repr=False)
+    how: How
     subject: Any
     args: tuple[Any, ...] = ()
     name: Name | tuple[Name, ...] | None = None
@@ -148,7 +154,7 @@ class Start:
         timeout: float | None = None,
     ) -> Start:
         """A GenServer; `timeout` in seconds bounds its `init`."""
-        return cls(_start_server, server, args, name, max_mailbox, timeout)
+        return cls(How.SERVER, server, args, name, max_mailbox, timeout)
 
     @classmethod
     def process(
@@ -160,52 +166,50 @@ class Start:
         timeout: float | None = None,
     ) -> Start:
         """A plain process: `await function(*args)`, which must call `init_ack()` when it is up."""
-        return cls(_start_process, function, args, name, max_mailbox, timeout)
+        return cls(How.PROCESS, function, args, name, max_mailbox, timeout)
 
     @classmethod
     def calling(cls, function: AsyncFunction, *args: Any) -> Start:
         """`await function(*args)` in the supervisor itself, to start and link something and answer its pid,
         (pid, info) or IGNORE."""
-        return cls(_start_calling, function, args)
+        return cls(How.CALLING, function, args)
+
+    def begin(
+        self, parent: Process, extra: tuple[Any, ...] = (), then: Callable[[Birth], object] | None = None
+    ) -> Birth:
+        """Starts a server or process under `parent` without waiting. Raises StartFailed."""
+        if self.how is How.SERVER:
+            blueprint = server_blueprint(self.subject, parent, self.max_mailbox)
+        else:
+            blueprint = function_blueprint(self.subject, run_function, parent, max_mailbox=self.max_mailbox)
+        return begin(parent.node, blueprint, extra + self.args, self.names, self.timeout, then)
 
     async def run(self, parent: Process, extra: tuple[Any, ...] = ()) -> Up:
         """Starts the child under `parent`; `extra` arguments go before its own. Raises StartFailed or Ignored."""
-        return await self.how(self, parent, extra)
+        if self.how is How.CALLING:
+            return await self._call(extra)
+        return await finish_start(self.begin(parent, extra))
+
+    async def _call(self, extra: tuple[Any, ...]) -> Up:
+        try:
+            answer = await call_user(self.subject, *extra, *self.args)
+        except StartFailed:
+            raise
+        except (Exit, Exception) as error:  # noqa: BLE001 - whatever a start function does counts as its error
+            raise StartFailed(reason_of(error)) from None
+        match answer:
+            case Pid() as pid:
+                return Up(pid)
+            case (Pid() as pid, info):
+                return Up(pid, info)
+            case Ignore():
+                raise Ignored(answer)
+            case other:
+                raise StartFailed(BadReturn(other))
 
     @property
     def names(self) -> tuple[Name, ...]:
         return self.name if isinstance(self.name, tuple) else names_of(self.name, ())
-
-
-async def _start_server(how: Start, parent: Process, extra: tuple[Any, ...]) -> Up:
-    return await start_server(
-        how.subject,
-        extra + how.args,
-        parent=parent,
-        names=how.names,
-        max_mailbox=how.max_mailbox,
-        timeout=how.timeout,
-    )
-
-
-async def _start_process(how: Start, parent: Process, extra: tuple[Any, ...]) -> Up:
-    kind = function_name(how.subject)
-    blueprint = blueprint_for(
-        parent.node, kind, run_function, how.subject, parent=parent, linked=True, max_mailbox=how.max_mailbox
-    )
-    return await start(parent.node, blueprint, extra + how.args, how.names, how.timeout)
-
-
-async def _start_calling(how: Start, parent: Process, extra: tuple[Any, ...]) -> Up:
-    match await how.subject(*extra, *how.args):
-        case Pid() as pid:
-            return Up(pid)
-        case (Pid() as pid, info):
-            return Up(pid, info)
-        case ignored if ignored is IGNORE:
-            raise Ignored(IGNORE)
-        case other:
-            raise StartFailed(BadReturn(other))
 
 
 # --- the spec -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The dynamic supervisor: any number of children of any spec, known by their pids, one_for_one.
 
-Children start on request and end in parallel. A child is kept as one entry of a dict, since there may be a million.
+Starts and restarts overlap, so that a child with a slow `init` holds up nobody else, and all children end in parallel.
+How children are kept is in `brood`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import trio
 from attrs import define, field, frozen
 
 from engine.otp import trace
+from engine.otp.brood import Brood, Limits, Retry
 from engine.otp.calls import From
 from engine.otp.child_spec import (
     INFINITY,
     ONE_FOR_ONE,
     PERMANENT,
     SUPERVISOR,
-    TEMPORARY,
     BrutalKill,
     ChildSpec,
     Deadline,
     Decision,
     Flags,
-    InvalidSpec,
+    How,
     Restart,
     RestartWindow,
     Start,
@@ -49,7 +50,7 @@ from engine.otp.reasons import (
 )
 from engine.otp.reports import ProgressReport
 from engine.otp.slot import Slot
-from engine.otp.start import Name, Up
+from engine.otp.start import Birth, Name, Up
 from engine.otp.supervisor import (
     ChildError,
     ChildInfo,
@@ -60,45 +61,22 @@ from engine.otp.supervisor import (
     TerminateChild,
     WhichChildren,
 )
-
-
-@frozen
-class Limits:
-    """`max_children`: None is no limit. `extra_arguments` go before each child's own."""
-
-    max_children: int | None = None
-    extra_arguments: tuple[Any, ...] = ()
-
-    def __attrs_post_init__(self) -> None:
-        if self.max_children is not None and self.max_children < 0:
-            raise InvalidSpec("max_children", self.max_children)
-
-
-@define
-class Retry:
-    """A child whose restart failed, or waits for its back-off. `pid` is what it was known by before."""
-
-    spec: ChildSpec
-    pid: Pid
-    failures: int = 0
-
-
-@define
-class Brood:
-    """State of a dynamic supervisor."""
-
-    flags: Flags
-    limits: Limits
-    window: RestartWindow
-    children: dict[Pid, ChildSpec] = field(factory=dict)
-    retrying: dict[Pid, Retry] = field(factory=dict)
-    failures: dict[Pid, tuple[int, float]] = field(factory=dict)
-    supervisors: int = 0
+from engine.otp.timers import Timer
 
 
 @frozen
 class _TryAgain:
+    """A restart that failed, or had to wait, is due."""
+
     pid: Pid
+
+
+@frozen
+class _NotRestarted:
+    """A restart failed, as the supervisor hears through its own mailbox."""
+
+    retry: Retry
+    reason: Reason
 
 
 class DynamicSupervisor(GenServer[Brood]):
@@ -142,36 +120,76 @@ class DynamicSupervisor(GenServer[Brood]):
         return Ok(Brood(flags, limits, RestartWindow(flags.intensity, flags.period)))
 
     async def terminate(self, reason: Reason, state: Brood) -> None:
-        await _end_all(current_process(), state)
+        await _Ending(current_process(), state).run()
 
     def format_status(self, state: Brood) -> object:
         return {"children": len(state.children), "restarting": len(state.retrying)}
 
-    async def handle_call(self, request: Any, caller: From, state: Brood) -> Reply[Brood]:
+    async def handle_call(self, request: Any, caller: From, state: Brood) -> Reply[Brood] | NoReply[Brood]:
+        me = current_process()
         try:
-            return Reply(await _answer(current_process(), state, request), state)
+            if isinstance(request, StartChild) and request.spec.start.how is not How.CALLING:
+                _start_new(me, state, request.spec, caller)
+                return NoReply(state)
+            return Reply(await _answer(me, state, request), state)
         except (StartFailed, ChildError) as error:
             return Reply(Refusal(error), state)
 
     async def handle_info(self, message: Any, state: Brood) -> NoReply[Brood] | Stop[Brood]:
-        if isinstance(message, ExitSignal):
-            spec = state.children.get(message.pid) if message.pid is not None else None
-            if spec is None or message.pid is None:
-                return NoReply(state)
-            return await _ended(current_process(), state, message.pid, spec, message.reason)
-        if isinstance(message, _TryAgain):
-            retry = state.retrying.get(message.pid)
-            return NoReply(state) if retry is None else await _restart(current_process(), state, retry)
-        return await super().handle_info(message, state)
+        me = current_process()
+        match message:
+            case ExitSignal(Pid() as pid, reason):
+                return _ended(me, state, pid, reason) if pid in state.children else NoReply(state)
+            case _TryAgain(pid):
+                retry = state.retrying.get(pid)
+                return NoReply(state) if retry is None else await _restart(me, state, retry)
+            case _NotRestarted(retry, reason):
+                return _not_restarted(me, state, retry, reason)
+            case _:
+                return await super().handle_info(message, state)
 
 
-# --- what happens ---------------------------------------------------------------------------------------
+# --- starting -------------------------------------------------------------------------------------------
+
+
+def _room_for_one(brood: Brood) -> None:
+    limit = brood.limits.max_children
+    if limit is not None and brood.size >= limit:
+        raise StartFailed(MAX_CHILDREN)
+
+
+def _start_new(me: Process, brood: Brood, spec: ChildSpec, caller: From) -> None:
+    """Starts a child; `caller` is answered when it is up. Raises StartFailed."""
+    _room_for_one(brood)
+
+    def born(birth: Birth) -> None:
+        try:
+            up = _arrived(me, brood, spec, birth)
+        except Ignored:
+            caller.resolve(None)
+        except StartFailed as failure:
+            caller.resolve(Refusal(failure))
+        else:
+            brood.grew(spec)
+            caller.resolve(up)
+
+    birth = spec.start.begin(me, brood.limits.extra_arguments, born)
+    brood.starting[birth.process.pid] = spec
+
+
+def _arrived(me: Process, brood: Brood, spec: ChildSpec, birth: Birth) -> Up:
+    """Takes a child in that has come up. Raises what kept it from that."""
+    brood.starting.pop(birth.process.pid, None)
+    up = birth.outcome()
+    brood.add(up.pid, spec)
+    me.node.report(ProgressReport(me.pid, spec.id, up.pid))
+    return up
 
 
 async def _answer(me: Process, brood: Brood, request: Any) -> Any:
     match request:
         case StartChild(spec):
-            return await _start_new(me, brood, spec)
+            return await _start_calling(me, brood, spec)
         case TerminateChild(pid):
             return await _terminate(me, brood, pid)
         case WhichChildren():
@@ -183,137 +201,186 @@ async def _answer(me: Process, brood: Brood, request: Any) -> Any:
             raise StartFailed(BadReturn(request))
 
 
-def _infos(brood: Brood) -> list[ChildInfo]:
-    up = [ChildInfo(None, pid, spec.type, spec.start.subject) for pid, spec in brood.children.items()]
-    return up + [ChildInfo(None, RESTARTING, r.spec.type, r.spec.start.subject) for r in brood.retrying.values()]
-
-
-async def _start_new(me: Process, brood: Brood, spec: ChildSpec) -> Up | None:
-    limit = brood.limits.max_children
-    if limit is not None and len(brood.children) + len(brood.retrying) >= limit:
-        raise StartFailed(MAX_CHILDREN)
+async def _start_calling(me: Process, brood: Brood, spec: ChildSpec) -> Up | None:
+    """A child whose start is a function to be called here."""
+    _room_for_one(brood)
     try:
         up = await spec.start.run(me, brood.limits.extra_arguments)
     except Ignored:
         return None
-    _keep(brood, up.pid, spec)
-    brood.supervisors += spec.type is SUPERVISOR
+    brood.add(up.pid, spec)
+    brood.grew(spec)
     me.node.report(ProgressReport(me.pid, spec.id, up.pid))
     return up
 
 
-def _keep(brood: Brood, pid: Pid, spec: ChildSpec) -> None:
-    """Notes a running child. One that never restarts is kept without its arguments, which may be large."""
-    brood.children[pid] = spec.without_arguments() if spec.restart is TEMPORARY else spec
+def _infos(brood: Brood) -> list[ChildInfo]:
+    infos = []
+    for pid, folded in brood.children.items():
+        spec = brood.folder.template(folded)
+        infos.append(ChildInfo(None, pid, spec.type, spec.start.subject))
+    for retry in brood.retrying.values():
+        infos.append(ChildInfo(None, RESTARTING, retry.spec.type, retry.spec.start.subject))
+    return infos
 
 
-def _forget(brood: Brood, spec: ChildSpec) -> None:
-    brood.supervisors -= spec.type is SUPERVISOR
+# --- ending and restarting --------------------------------------------------------------------------------
 
 
 async def _terminate(me: Process, brood: Brood, pid: Any) -> None:
-    spec = brood.children.pop(pid, None)
-    if spec is not None:
+    folded = brood.children.pop(pid, None)
+    if folded is not None:
+        spec = brood.folder.unfold(folded)
         await end_child(me, spec, pid)
     elif (retry := brood.retrying.pop(pid, None)) is not None:
         spec = retry.spec
+        if retry.birth is not None:
+            retry.birth.give_up(SHUTDOWN)
     else:
         raise ChildError(NOT_FOUND)
     brood.failures.pop(pid, None)
-    _forget(brood, spec)
+    brood.shrank(spec)
 
 
-async def _ended(me: Process, brood: Brood, pid: Pid, spec: ChildSpec, reason: Reason) -> NoReply[Brood] | Stop[Brood]:
+def _ended(me: Process, brood: Brood, pid: Pid, reason: Reason) -> NoReply[Brood] | Stop[Brood]:
     """A child ended by itself."""
-    del brood.children[pid]
+    spec = brood.folder.unfold(brood.children.pop(pid))
     failures, since = brood.failures.pop(pid, (0, 0.0))
     decision = decide(spec.restart, reason)
     if decision is Decision.START_AGAIN or not is_clean(reason):
         report(me, "child_terminated", spec.id, pid, reason)
     if decision is not Decision.START_AGAIN:
-        _forget(brood, spec)
+        brood.shrank(spec)
         return NoReply(brood)
     if spec.backoff is not None and trio.current_time() - since >= spec.backoff.reset_after:
         failures = 0
-    return await _restart_later(me, brood, Retry(spec, pid, failures))
+    return _restart_counted(me, brood, Retry(spec, pid, failures), at_once=True)
 
 
-async def _restart_later(me: Process, brood: Brood, retry: Retry) -> NoReply[Brood] | Stop[Brood]:
+def _not_restarted(me: Process, brood: Brood, retry: Retry, reason: Reason) -> NoReply[Brood] | Stop[Brood]:
+    if retry.pid not in brood.retrying:
+        return NoReply(brood)
+    report(me, "start_error", retry.spec.id, None, reason)
+    return _restart_counted(me, brood, retry, at_once=False)
+
+
+def _restart_counted(me: Process, brood: Brood, retry: Retry, at_once: bool) -> NoReply[Brood] | Stop[Brood]:
+    """Counts a restart and has it made: at once, after those who wait already, or after its back-off."""
     backoff = retry.spec.backoff
     if (backoff is None or backoff.counted) and not brood.window.allow(trio.current_time()):
         report(me, "shutdown", retry.spec.id, retry.pid, "reached_max_restart_intensity")
         return Stop(SHUTDOWN, brood)
-    if backoff is None:
-        return await _restart(me, brood, retry)
     brood.retrying[retry.pid] = retry
     again = _TryAgain(retry.pid)
-    me.node.timers.after(backoff.delay(retry.failures), lambda: me.put(again))
-    retry.failures += 1
+    if backoff is not None:
+        me.node.timers.after(backoff.delay(retry.failures), partial(me.put, again))
+        retry.failures += 1
+    elif at_once and retry.spec.start.how is not How.CALLING:
+        _begin_again(me, brood, retry)
+    else:
+        me.put(again)
     return NoReply(brood)
 
 
 async def _restart(me: Process, brood: Brood, retry: Retry) -> NoReply[Brood] | Stop[Brood]:
-    """One attempt; a failed one is counted and tried again through the mailbox."""
+    if retry.spec.start.how is not How.CALLING:
+        _begin_again(me, brood, retry)
+        return NoReply(brood)
     try:
         up = await retry.spec.start.run(me, brood.limits.extra_arguments)
     except Ignored:
-        brood.retrying.pop(retry.pid, None)
-        _forget(brood, retry.spec)
-        return NoReply(brood)
+        _gone(brood, retry)
     except StartFailed as failure:
-        report(me, "start_error", retry.spec.id, None, failure.reason)
-        return await _failed(me, brood, retry)
-    brood.retrying.pop(retry.pid, None)
-    brood.children[up.pid] = retry.spec
+        me.put(_NotRestarted(retry, failure.reason))
+    else:
+        brood.add(up.pid, retry.spec)
+        _back(me, brood, retry, up.pid)
+    return NoReply(brood)
+
+
+def _begin_again(me: Process, brood: Brood, retry: Retry) -> None:
+    """One attempt at a restart, without waiting for its outcome."""
+
+    def born(birth: Birth) -> None:
+        retry.birth = None
+        try:
+            up = _arrived(me, brood, retry.spec, birth)
+        except Ignored:
+            _gone(brood, retry)
+        except StartFailed as failure:
+            me.put(_NotRestarted(retry, failure.reason))
+        else:
+            _back(me, brood, retry, up.pid)
+
+    try:
+        retry.birth = retry.spec.start.begin(me, brood.limits.extra_arguments, born)
+    except StartFailed as failure:
+        me.put(_NotRestarted(retry, failure.reason))
+
+
+def _gone(brood: Brood, retry: Retry) -> None:
+    if brood.retrying.pop(retry.pid, None) is not None:
+        brood.shrank(retry.spec)
+
+
+def _back(me: Process, brood: Brood, retry: Retry, pid: Pid) -> None:
+    """A restart succeeded."""
+    del brood.retrying[retry.pid]
     if retry.failures:
-        brood.failures[up.pid] = (retry.failures, trio.current_time())
+        brood.failures[pid] = (retry.failures, trio.current_time())
     if me.node.tracer.on:
-        me.node.tracer.emit(trace.Restarted(me.pid, retry.spec.id, retry.pid, up.pid))
-    me.node.report(ProgressReport(me.pid, retry.spec.id, up.pid))
-    return NoReply(brood)
+        me.node.tracer.emit(trace.Restarted(me.pid, retry.spec.id, retry.pid, pid))
 
 
-async def _failed(me: Process, brood: Brood, retry: Retry) -> NoReply[Brood] | Stop[Brood]:
-    if retry.spec.backoff is not None:
-        return await _restart_later(me, brood, retry)
-    if not brood.window.allow(trio.current_time()):
-        report(me, "shutdown", retry.spec.id, retry.pid, "reached_max_restart_intensity")
-        return Stop(SHUTDOWN, brood)
-    brood.retrying[retry.pid] = retry
-    me.put(_TryAgain(retry.pid))
-    return NoReply(brood)
+@define(eq=False)
+class _Ending:
+    """The end of all children: all are asked at once, each has its own time, and the last is waited for."""
 
+    me: Process
+    brood: Brood
+    waiting: set[Pid] = field(factory=set)
+    timers: list[Timer] = field(factory=list)
+    over: Slot = field(factory=Slot)
 
-async def _end_all(me: Process, brood: Brood) -> None:
-    """Ends all children at once, each within its own time, and waits for the last."""
-    left = Slot()
-    waiting: set[Pid] = set()
-    timers = []
+    STEP = 500
+    """Children asked before other processes may run."""
 
-    def ended(pid: Pid, spec: ChildSpec, reason: Reason) -> None:
-        waiting.discard(pid)
-        if not ended_as_asked(spec, reason):
-            report(me, "shutdown_error", spec.id, pid, reason)
-        if not waiting:
-            left.resolve(None)
+    async def run(self) -> None:
+        brood = self.brood
+        specs = {pid: brood.folder.template(folded) for pid, folded in brood.children.items()} | brood.starting
+        specs |= {r.birth.process.pid: r.spec for r in brood.retrying.values() if r.birth is not None}
+        brood.children.clear()
+        brood.retrying.clear()
+        for number, (pid, spec) in enumerate(specs.items(), 1):
+            self._ask(pid, spec)
+            if number % self.STEP == 0:
+                await trio.lowlevel.checkpoint()
+        if self.waiting:
+            await self.over.wait()
+        for timer in self.timers:
+            timer.cancel()
 
-    for pid, spec in brood.children.items():
-        target = me.node.awaken(pid)
+    def _ask(self, pid: Pid, spec: ChildSpec) -> None:
+        node, deadline = self.me.node, spec.deadline
+        self.me.unlink(pid)
+        if node.end_sleeper(pid, SHUTDOWN):
+            return
+        target = node.awaken(pid)
         if target is None:
-            continue
-        me.unlink(pid)
-        target.unlink(me.pid)
-        waiting.add(pid)
-        target.watch(left, partial(ended, pid, spec))
-        deadline = spec.deadline
+            return
+        target.unlink(self.me.pid)
+        self.waiting.add(pid)
+        target.watch(self.over, partial(self._ended, pid, spec))
         if isinstance(deadline, BrutalKill):
             target.kill()
-            continue
-        target.signal(me.pid, SHUTDOWN)
+            return
+        target.signal(self.me.pid, SHUTDOWN)
         if deadline != INFINITY:
-            timers.append(me.node.timers.after(deadline, target.kill))
-    brood.children.clear()
-    if waiting:
-        await left.wait()
-    for timer in timers:
-        timer.cancel()
+            self.timers.append(node.timers.after(deadline, target.kill))
+
+    def _ended(self, pid: Pid, spec: ChildSpec, reason: Reason) -> None:
+        self.waiting.discard(pid)
+        if not ended_as_asked(spec, reason):
+            report(self.me, "shutdown_error", spec.id, pid, reason)
+        if not self.waiting:
+            self.over.resolve(None)

@@ -13,16 +13,17 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import trio
 from attrs import define, frozen
+from trio.lowlevel import wait_task_rescheduled
 
 from engine.otp import system
 from engine.otp.calls import From
 from engine.otp.context import current_node, process_var
-from engine.otp.messages import Call, Cast, ExitSignal, System
-from engine.otp.pid import Address, Pid
-from engine.otp.process import Process, call_user
-from engine.otp.reasons import NORMAL, TIMEOUT, BadReturn, CallFailed, Reason, reason_of
+from engine.otp.messages import Call, Cast, ExitSignal, Hibernate, System
+from engine.otp.pid import ROOT, Address, Pid
+from engine.otp.process import ASLEEP, Blueprint, Process, call_user
+from engine.otp.reasons import NORMAL, TIMEOUT, BadReturn, CallFailed, Reason
 from engine.otp.reports import UnexpectedMessage, summary
-from engine.otp.start import IGNORE, Ignore, Name, Up, blueprint_for, names_of, start
+from engine.otp.start import IGNORE, Ignore, Name, Up, names_of, start
 
 S = TypeVar("S")
 
@@ -44,12 +45,6 @@ class Timeout:
     seconds: float
 
 
-@frozen
-class Hibernate:
-    """`then=HIBERNATE`: nothing to do for long; give up the task and keep only the state."""
-
-
-HIBERNATE = Hibernate()
 Then: TypeAlias = Continue | Timeout | Hibernate | None
 
 
@@ -133,6 +128,14 @@ class GenServer(Generic[S]):
     async def terminate(self, reason: Reason, state: S) -> None:
         """Last words. Not called when the process is killed, nor on an exit signal it does not trap."""
 
+    def pack(self, state: S) -> Any:
+        """What is kept of the state while the server hibernates; bytes or other flat data spare the collector."""
+        return state
+
+    def unpack(self, packed: Any) -> S:
+        """The state from what `pack` made."""
+        return packed  # type: ignore[no-any-return]
+
     def format_status(self, state: S) -> object:
         """What reports and introspection may show of the state; redact secrets here."""
         return state
@@ -164,23 +167,18 @@ async def start_server(
     names: tuple[Name, ...] = (),
     max_mailbox: int | None = None,
     timeout: float | None = None,
-    link: bool = True,
 ) -> Up:
     """Starts a server of class `cls`; answers Up(pid)."""
     node = current_node() if parent is None else parent.node
-    blueprint = blueprint_for(
-        node,
-        cls.__name__,
-        serve,
-        cls,
-        parent=parent,
-        linked=link,
-        trap_exit=cls.trap_exit,
-        max_mailbox=max_mailbox,
-        budget=cls.budget,
-        hibernate_after=cls.hibernate_after,
-    )
-    return await start(node, blueprint, args, names_of(name, names), timeout)
+    return await start(node, server_blueprint(cls, parent, max_mailbox), args, names_of(name, names), timeout)
+
+
+def server_blueprint(cls: type[GenServer[Any]], parent: Process | None, max_mailbox: int | None) -> Blueprint:
+    """The blueprint of servers of a class under a parent, linked to it."""
+    options = (cls.trap_exit, max_mailbox, cls.budget, cls.hibernate_after)
+    if parent is None:
+        return Blueprint(cls.__name__, serve, cls, ROOT, False, *options)
+    return parent.blueprint_of_child(cls.__name__, serve, cls, True, *options)
 
 
 async def stop(server: Address, reason: Reason = NORMAL, timeout: float | None = None) -> None:
@@ -199,24 +197,6 @@ async def stop(server: Address, reason: Reason = NORMAL, timeout: float | None =
 # --- the loop -------------------------------------------------------------------------------------------
 
 
-async def serve(process: Process) -> Reason:
-    """Body of a server's process: `init`, then messages until something ends it."""
-    args, process.args = process.args, ()
-    server = process.behaviour = process.blueprint.subject()
-    first = await call_user(server.init, *args)
-    if isinstance(first, Ok):
-        process.state = first.state
-        process.acknowledge(process.pid)
-        return await _last_words(process, server, _loop(process, server, first.then))
-    if isinstance(first, Ignore):
-        process.verdict = IGNORE
-        return NORMAL
-    if isinstance(first, Stop):
-        process.verdict = first.reason
-        return first.reason
-    return BadReturn(first)
-
-
 @define
 class Ending:
     """How a server's loop ends by itself: with this reason, and this caller to answer last."""
@@ -226,48 +206,81 @@ class Ending:
     answer: Any = None
 
 
-async def _last_words(process: Process, server: GenServer[Any], loop: Any) -> Reason:
-    """Runs the loop; then `terminate`, unless an exit signal cut it off."""
+async def serve(process: Process) -> Reason:
+    """Body of a server's process: `init`, then messages until something ends it, then `terminate`.
+
+    One flat coroutine, since every idle server keeps its frame: each further level would cost 300 bytes a process.
+    """
+    server, then = process.behaviour, None
+    if server is None:
+        first = await _begin(process)
+        if not isinstance(first, Ok):
+            return _declined(process, first)
+        server, then = process.behaviour, first.then
     try:
-        ending: Ending = await loop
+        while True:
+            if type(then) is not Continue and not process.queue:
+                process.queue = None
+                if then is None:
+                    process.sleeper = process.task
+                    await wait_task_rescheduled(process.stop_sleeping)
+                elif type(then) is Timeout:
+                    await _idle(process, then.seconds)
+                else:
+                    return ASLEEP
+            outcome = await _work(process, server, then)
+            if type(outcome) is Ending:
+                break
+            then = outcome
     except BaseException as error:
         if process.exiting is not None:
             raise
-        ending = Ending(reason_of(error))
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            process.node.abort(error)
+        outcome = Ending(process.reason_for(error))
+    return await _end(process, server, outcome)
+
+
+async def _begin(process: Process) -> object:
+    """Runs `init` and tells the starter when it is up."""
+    args, process.args = process.args, ()
+    process.behaviour = process.blueprint.subject()
+    first = await call_user(process.behaviour.init, *args)
+    if isinstance(first, Ok):
+        process.state = first.state
+        process.acknowledge(process.pid)
+    return first
+
+
+def _declined(process: Process, first: object) -> Reason:
+    """`init` did not want to: why, for the starter and for everybody else."""
+    if isinstance(first, Ignore):
+        process.verdict = IGNORE
+        return NORMAL
+    if isinstance(first, Stop):
+        process.verdict = first.reason
+        return first.reason
+    return BadReturn(first)
+
+
+async def _end(process: Process, server: GenServer[Any], ending: Ending) -> Reason:
+    """`terminate`, and then the last answer."""
     await call_user(server.terminate, ending.reason, process.state)
     if ending.caller is not None:
         ending.caller.resolve(ending.answer)
     return ending.reason
 
 
-async def _loop(process: Process, server: GenServer[Any], then: Then) -> Ending:
+async def _work(process: Process, server: GenServer[Any], then: Then) -> Any:
+    """Handles what is due until nothing is: answers what to do then, or how the server ends."""
     started = perf_counter()
     pause = started + SLICE
     while True:
         if process.exiting is not None:
             await trio.lowlevel.checkpoint()
-        if then is not None and type(then) is Continue:
+        queue = process.queue
+        if type(then) is Continue:
             entry: Any = then
             result: Any = await call_user(server.handle_continue, then.message, process.state)
-        else:
-            queue = process.queue
-            if not queue:
-                if then is None:
-                    await process.sleep()
-                    expired = False
-                else:
-                    expired = await _idle(process, then)
-                started = perf_counter()
-                pause = started + SLICE
-                queue = process.queue
-                if not queue:
-                    if not expired:
-                        continue
-                    process.put(TIMEOUT)
-                    queue = process.queue
-                    assert queue is not None
+        elif queue:
             if len(queue) > process.peak:
                 process.peak = len(queue)
             entry = queue.popleft()
@@ -278,32 +291,35 @@ async def _loop(process: Process, server: GenServer[Any], then: Then) -> Ending:
             elif kind is Cast:
                 result = await call_user(server.handle_cast, entry.message, process.state)
             elif kind is System:
-                ending = await system.handle(process, entry)
-                if ending is not None:
-                    return Ending(ending)
+                reason = await system.handle(process, entry)
+                if reason is not None:
+                    return Ending(reason)
                 continue
+            elif kind is Hibernate:
+                return None if queue else entry
             elif kind is ExitSignal and entry.pid == process.blueprint.parent:
                 return Ending(entry.reason)
             else:
                 result = await call_user(server.handle_info, entry, process.state)
+        else:
+            return then
         process.handled += 1
         now = perf_counter()
         process.busy += now - started
-        started = now
         kind = type(result)
         if kind is NoReply:
             process.state = result.state
-            then = result.then
         elif kind is Reply and type(entry) is Call:
             process.state = result.state
-            then = result.then
             entry.caller.resolve(result.answer)
         else:
             return _ending(process, entry, result)
+        then = result.then
         if now > pause:
             await trio.lowlevel.checkpoint()
-            started = perf_counter()
-            pause = started + SLICE
+            now = perf_counter()
+            pause = now + SLICE
+        started = now
 
 
 def _ending(process: Process, entry: Any, result: Any) -> Ending:
@@ -316,22 +332,16 @@ def _ending(process: Process, entry: Any, result: Any) -> Ending:
     return Ending(result.reason, entry.caller, result.answer)
 
 
-async def _idle(process: Process, then: Then) -> bool:
-    """Sleeps as `then` says; True when a Timeout passed without a message."""
-    if not isinstance(then, Timeout):
-        await process.sleep()
-        return False
-    expired = False
+async def _idle(process: Process, seconds: float) -> None:
+    """Sleeps until a message comes; when none came in time, TIMEOUT is one."""
 
     def expire() -> None:
-        nonlocal expired
-        expired = True
-        process.wake()
+        if not process.queue:
+            process.put(TIMEOUT)
 
-    timer = process.node.timers.after(then.seconds, expire)
+    timer = process.node.timers.after(seconds, expire)
     try:
-        while not expired and not process.queue:
+        while not process.queue:
             await process.sleep()
     finally:
         timer.cancel()
-    return expired

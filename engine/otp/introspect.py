@@ -11,8 +11,8 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from engine.otp.brood import Brood
 from engine.otp.context import current_node
-from engine.otp.dynamic_supervisor import Brood
 from engine.otp.messages import Call, Cast
 from engine.otp.pid import Address, Pid
 from engine.otp.process import Process
@@ -67,7 +67,7 @@ class Branch:
 
 def info(address: Address) -> ProcessInfo | None:
     """A process in detail; None when there is none."""
-    process = current_node().awaken(address)
+    process = current_node().peek(address)
     return None if process is None else _info(process)
 
 
@@ -106,7 +106,9 @@ def _unix(moment: float) -> float:
 
 
 def status(process: Process) -> str:
-    """waiting, running, starting or exiting."""
+    """hibernated, waiting, running, starting or exiting."""
+    if process.task is None and process.starter is None:
+        return "hibernated"
     if process.exiting is not None:
         return "exiting"
     if process.starter is not None:
@@ -116,13 +118,13 @@ def status(process: Process) -> str:
 
 def tree(supervisor: Address, limit: int = PAGE) -> Branch | None:
     """The tree below a supervisor, with at most `limit` children of each dynamic supervisor."""
-    process = current_node().awaken(supervisor)
+    process = current_node().peek(supervisor)
     return None if process is None else _node(process, process.blueprint.kind, 0, limit)
 
 
 def children(supervisor: Address, offset: int = 0, limit: int = PAGE) -> tuple[Branch, ...]:
     """A page of the children of a supervisor, in start order."""
-    process = current_node().awaken(supervisor)
+    process = current_node().peek(supervisor)
     return () if process is None else _children(process, offset, limit)
 
 
@@ -148,7 +150,7 @@ def _children(process: Process, offset: int, limit: int) -> tuple[Branch, ...]:
     found: list[Branch] = []
     if isinstance(state, Family):
         for child in list(state.children.values())[offset:]:
-            below = None if child.pid is None else node.awaken(child.pid)
+            below = None if child.pid is None else node.peek(child.pid)
             if below is not None:
                 found.append(_node(below, child.spec.id, child.restarts, limit))
             else:
@@ -157,7 +159,7 @@ def _children(process: Process, offset: int, limit: int) -> tuple[Branch, ...]:
                 found.append(Branch(child.spec.id, None, kind, down, restarts=child.restarts))
     elif isinstance(state, Brood):
         for pid in list(state.children)[offset : offset + limit]:
-            below = node.awaken(pid)
+            below = node.peek(pid)
             if below is not None:
                 found.append(_node(below, pid, 0, limit))
     return tuple(found)

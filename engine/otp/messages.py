@@ -47,6 +47,14 @@ class ExitSignal:
     reason: Reason
 
 
+@frozen
+class Hibernate:
+    """`then=HIBERNATE`: nothing to do for long; give up the task and keep only the state. In a mailbox: do it now."""
+
+
+HIBERNATE = Hibernate()
+
+
 @define(eq=False)
 class Cast:
     """Envelope of a cast. Not frozen only because a frozen one takes three times as long to make."""

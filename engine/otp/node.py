@@ -6,6 +6,7 @@ One node a trio run. Supervision trees are data inside their supervisors; to tri
 from __future__ import annotations
 
 import contextvars
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,11 +15,13 @@ from typing import Any, Self
 import trio
 
 from engine.otp import trace
-from engine.otp.context import current_node, node_var, process_var
+from engine.otp.context import current_node, node_var
+from engine.otp.hibernation import Dormitory, Sweeper
+from engine.otp.messages import HIBERNATE
 from engine.otp.names import UniqueNames
 from engine.otp.pid import ROOT, Address, Pid, Via, new_pid
 from engine.otp.process import Blueprint, Process, run
-from engine.otp.reasons import KILLED, SHUTDOWN, AlreadyStarted, Reason, StartFailed
+from engine.otp.reasons import KILLED, NORMAL, SHUTDOWN, AlreadyStarted, Reason, StartFailed
 from engine.otp.reports import Report, ReportHandler, ZombieReport, log_report, logger
 from engine.otp.slot import Slot, describe
 from engine.otp.timers import Timers
@@ -49,6 +52,9 @@ class Node:
         self._body: trio.CancelScope | None = None
         self._scope: trio.CancelScope | None = None
         self._context = contextvars.Context()
+        self._sweepers: dict[float, Sweeper] = {}
+        self._dying: deque[tuple[Pid, Pid, Reason]] = deque()
+        self.dormitory = Dormitory(self)
 
     @classmethod
     @asynccontextmanager
@@ -61,18 +67,19 @@ class Node:
         up after any other exit signal before it is killed. `shutdown`: seconds for the whole node to end in order.
         """
         node = cls(**options)
+        failure: BaseException | None = None
         async with trio.open_nursery() as outer:
             await outer.start(node._run)
             token = node_var.set(node)
             try:
                 with trio.CancelScope() as node._body:
                     yield node
-            finally:
-                node_var.reset(token)
-                await node._close()
-                outer.cancel_scope.cancel()
-        if node.failure is not None:
-            raise node.failure
+            except BaseException as error:  # noqa: BLE001 - raised again below, where the nursery cannot wrap it
+                failure = error
+            node_var.reset(token)
+            await node._close()
+        if failure is not None or node.failure is not None:
+            raise failure or node.failure  # type: ignore[misc]
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         # Shielded: a cancelled block ends the processes through `_close`, in order, and not all at once.
@@ -80,9 +87,6 @@ class Node:
             async with trio.open_nursery() as nursery:
                 self._scope = scope
                 self._nursery = nursery
-                self._context = contextvars.copy_context()
-                self._context.run(node_var.set, self)
-                self._context.run(process_var.set, None)
                 nursery.start_soon(self.timers.run)
                 task_status.started()
                 await trio.sleep_forever()
@@ -90,9 +94,10 @@ class Node:
     async def _close(self) -> None:
         with trio.CancelScope(shield=True):
             with trio.move_on_after(self.shutdown_deadline):
-                for process in reversed(list(self.table.values())):
-                    if process.blueprint.parent is ROOT and not process.dead:
-                        await self.shut_down(process, SHUTDOWN)
+                for pid in sorted(self.pids(), reverse=True):
+                    await self._shut_down_top(pid)
+            for pid in self.dormitory.pids():
+                self.end_sleeper(pid, KILLED)
             for process in list(self.table.values()):
                 process.kill()
             while self.table:
@@ -102,10 +107,15 @@ class Node:
             if self._scope is not None:
                 self._scope.cancel()
 
-    async def shut_down(self, process: Process, reason: Reason) -> None:
-        """Asks a process to end and waits until it has."""
-        process.signal(ROOT, reason)
-        await self._end_of(process)
+    async def _shut_down_top(self, pid: Pid) -> None:
+        """Ends a process that no process started, and waits until it has ended."""
+        likeness = self.peek(pid)
+        if likeness is None or likeness.blueprint.parent != ROOT:
+            return
+        process = None if self.end_sleeper(pid, SHUTDOWN) else self.awaken(pid)
+        if process is not None:
+            process.signal(ROOT, SHUTDOWN)
+            await self._end_of(process)
 
     async def _end_of(self, process: Process) -> None:
         ended = Slot()
@@ -115,35 +125,96 @@ class Node:
     # --- who lives ----------------------------------------------------------------------------------------
 
     def awaken(self, address: Address) -> Process | None:
-        """The living process at an address; None when there is none."""
-        return self.table.get(address) if isinstance(address, Pid) else self._named(address)
+        """The living process at an address, woken if it was asleep; None when there is none."""
+        pid = address if isinstance(address, Pid) else self._pid_of(address)
+        if pid is None:
+            return None
+        process = self.table.get(pid)
+        return self._wake(pid) if process is None else process
 
-    def _named(self, name: str | Via) -> Process | None:
-        pid = self.names.whereis(name) if isinstance(name, str) else name.registry.resolve(name.key)
-        return None if pid is None else self.table.get(pid)
+    def peek(self, address: Address) -> Process | None:
+        """As `awaken`, but a sleeper sleeps on: what is answered is its likeness, to read from."""
+        pid = address if isinstance(address, Pid) else self._pid_of(address)
+        if pid is None:
+            return None
+        return self.table.get(pid) or self.dormitory.look(pid)
+
+    def _pid_of(self, name: str | Via) -> Pid | None:
+        return self.names.whereis(name) if isinstance(name, str) else name.registry.resolve(name.key)
 
     def is_alive(self, pid: Pid) -> bool:
-        return pid in self.table
+        return pid in self.table or pid in self.dormitory
 
-    def pids(self) -> Iterable[Pid]:
-        return list(self.table)
+    def pids(self) -> list[Pid]:
+        return [*self.table, *self.dormitory.pids()]
 
     def ancestors(self, parent: Pid) -> tuple[Pid, ...]:
         """The chain of living parents, nearest first."""
         chain: list[Pid] = []
-        process = self.table.get(parent)
+        process = self.peek(parent)
         while process is not None:
             chain.append(process.pid)
-            process = self.table.get(process.blueprint.parent)
+            process = self.peek(process.blueprint.parent)
         return tuple(chain)
 
     def forget(self, process: Process) -> None:
         self.table.pop(process.pid, None)
 
     def unwatch(self, pid: Pid, key: object) -> None:
-        process = self.table.get(pid)
+        process = self.awaken(pid)
         if process is not None:
             process.unwatch(key)
+
+    # --- asleep -------------------------------------------------------------------------------------------
+
+    def lay_down(self, process: Process) -> None:
+        """An idle process becomes a record, without anybody noticing; its task ends."""
+        del self.table[process.pid]
+        self.dormitory.lay_down(process)
+        if self.tracer.on:
+            self.tracer.emit(trace.Hibernated(process.pid, process.blueprint.kind))
+
+    def _wake(self, pid: Pid) -> Process | None:
+        process = self.dormitory.take(pid)
+        if process is None:
+            return None
+        self.table[pid] = process
+        # Back to sleep at once, unless what woke it also left a message.
+        process.put(HIBERNATE)
+        self._begin(process)
+        if self.tracer.on:
+            self.tracer.emit(trace.Revived(pid, process.blueprint.kind))
+        return process
+
+    def end_sleeper(self, pid: Pid, reason: Reason) -> bool:
+        """Ends a sleeper that has nothing of its own to do at its end, without waking it. False: it is not such."""
+        if reason is NORMAL or not self.dormitory.is_plain(pid):
+            return False
+        process = self.dormitory.take(pid)
+        if process is not None:
+            process.finish(reason)
+        return True
+
+    def exit_signal(self, pid: Pid, sender: Pid, reason: Reason) -> None:
+        """To a process linked to one that ended."""
+        if reason is not NORMAL and self.dormitory.is_plain(pid):
+            # Later, and some at a time: a million sleepers may be linked to one supervisor.
+            if not self._dying:
+                self.timers.after(0, self._end_dying)
+            self._dying.append((pid, sender, reason))
+            return
+        process = self.awaken(pid)
+        if process is not None:
+            process.unlink(sender)
+            process.signal(sender, reason)
+
+    def _end_dying(self) -> None:
+        for _ in range(min(len(self._dying), 200)):
+            pid, sender, reason = self._dying.popleft()
+            if not self.end_sleeper(pid, reason):
+                self.exit_signal(pid, sender, reason)
+        if self._dying:
+            self.timers.after(0, self._end_dying)
 
     # --- starting -----------------------------------------------------------------------------------------
 
@@ -162,10 +233,22 @@ class Node:
         self.table[process.pid] = process
         if blueprint.linked:
             self.table[blueprint.parent].link(process.pid)
-        self._context.run(partial(self._nursery.start_soon, run, process, name=blueprint.kind))
+        self._begin(process)
         if self.tracer.on:
             self.tracer.emit(trace.Spawned(process.pid, blueprint.kind, blueprint.parent))
         return process
+
+    def _begin(self, process: Process) -> None:
+        assert self._nursery is not None
+        blueprint = process.blueprint
+        # In the node's own context: a process inherits no context variables from who starts or wakes it.
+        self._context.run(partial(self._nursery.start_soon, run, process, name=blueprint.kind))
+        idle = blueprint.hibernate_after
+        if idle is not None:
+            sweeper = self._sweepers.get(idle)
+            if sweeper is None:
+                sweeper = self._sweepers[idle] = Sweeper(self, idle)
+            sweeper.add(process.pid)
 
     def _register(self, process: Process, names: Iterable[str | Via]) -> None:
         for name in names:

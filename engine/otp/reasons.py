@@ -6,7 +6,9 @@ Pure data; imports nothing of ours. `process` turns what a body raised into a re
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TypeAlias
 
 import trio
 from attrs import field, frozen
@@ -58,15 +60,32 @@ class Shutdown:
     detail: object = None
 
 
-@frozen
+Frames: TypeAlias = tuple[tuple[str, int, str], ...]
+"""File, line number and function of each call, outermost first."""
+
+
+@frozen(eq=False)
 class Crash:
     """An exception nobody caught.
 
-    `error` has lost its traceback, which would keep the frames of the dead process alive; `stack` is its text.
+    `error` has lost its traceback, which would keep the frames of the dead process alive. `trail` is what is left of
+    it: each error that led to this one, oldest first, with its frames.
     """
 
-    error: BaseException = field(eq=False)
-    stack: str = field(default="", eq=False, repr=False)
+    error: BaseException
+    trail: tuple[tuple[BaseException, Frames], ...] = field(default=(), repr=False)
+
+    @property
+    def stack(self) -> str:
+        """The traceback as text; made on demand, since reading source lines is slow."""
+        return "\n".join(_text(error, frames) for error, frames in self.trail)
+
+
+def _text(error: BaseException, frames: Frames) -> str:
+    summary = traceback.StackSummary.from_list(
+        [traceback.FrameSummary(file, line, name, lookup_line=False) for file, line, name in frames]
+    )
+    return "".join(["Traceback (most recent call last):\n", *summary.format(), *traceback.format_exception_only(error)])
 
 
 @frozen
@@ -157,8 +176,7 @@ def reason_of(error: BaseException) -> Reason:
         return CallFailure(error.reason, error.server, error.request)
     if isinstance(error, Exit):
         return error.reason
-    stack = "".join(traceback.format_exception(error))
-    return Crash(_without_frames(error), stack)
+    return Crash(error, tuple(_trail(error, set())))
 
 
 def _single_leaf(error: BaseException) -> BaseException:
@@ -172,17 +190,21 @@ def _single_leaf(error: BaseException) -> BaseException:
     return error
 
 
-def _without_frames(error: BaseException) -> BaseException:
-    """Cuts tracebacks off the error and what it came from: a reason may live for long, frames must not."""
-    todo: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while todo:
-        current = todo.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        current.__traceback__ = None
-        todo += [current.__cause__, current.__context__]
-        if isinstance(current, BaseExceptionGroup):
-            todo += current.exceptions
-    return error
+def _trail(error: BaseException | None, seen: set[int]) -> Iterator[tuple[BaseException, Frames]]:
+    """The error and all that led to it, each with its frames, and cuts the tracebacks off them."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    yield from _trail(error.__cause__ or (None if error.__suppress_context__ else error.__context__), seen)
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _trail(part, seen)
+    yield error, tuple(_frames(error.__traceback__))
+    error.__traceback__ = None
+
+
+def _frames(step: TracebackType | None) -> Iterator[tuple[str, int, str]]:
+    while step is not None:
+        code = step.tb_frame.f_code
+        yield code.co_filename, step.tb_lineno, code.co_name
+        step = step.tb_next

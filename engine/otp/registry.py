@@ -96,7 +96,7 @@ class Registry:
 
     def keys(self, pid: Pid) -> list[Hashable]:
         """The keys of any process, one for each entry."""
-        process = current_node().awaken(pid)
+        process = current_node().peek(pid)
         return [] if process is None else [via.key for via in process.names if via.registry is self]
 
     def values(self, key: Hashable, pid: Pid) -> list[Any]:

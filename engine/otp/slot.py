@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import traceback
 
-import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
-
-
-def let_go(_: RaiseCancelT) -> Abort:
-    """Abort function of waits that need no undoing besides their own `except`."""
-    return Abort.SUCCEEDED
 
 
 def describe(task: Task) -> str:
@@ -32,21 +26,25 @@ class Slot:
         self.value: object = None
         self.task: Task | None = None
 
-    def resolve(self, value: object) -> bool:
+    def resolve(self, value: object, failed: bool = False) -> bool:
         """Fills the slot; False when it was filled or given up before."""
         if self.done:
             return False
         self.done = True
+        self.failed = failed
         self.value = value
-        if self.task is not None:
-            reschedule(self.task)
-            self.task = None
+        self.tell()
         return True
 
     def fail(self, reason: object) -> None:
         """Fills the slot with a reason why there is no answer."""
-        if self.resolve(reason):
-            self.failed = True
+        self.resolve(reason, failed=True)
+
+    def tell(self) -> None:
+        """The slot has been filled: wakes who waits."""
+        if self.task is not None:
+            reschedule(self.task)
+            self.task = None
 
     async def wait(self) -> object:
         """The value. Given up (later answers are dropped) when the waiting task is cancelled."""

@@ -7,6 +7,7 @@ how a child is ended in `children`; this module is what happens, in which order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias
 
 import trio
@@ -404,7 +405,7 @@ async def _restart_later(me: Process, family: Family, child: Child) -> NoReply[F
     if now - child.started_at >= backoff.reset_after:
         child.failures = 0
     again = _TryAgain(child.spec.id, child.retry(waiting=True))
-    me.node.timers.after(backoff.delay(child.failures), lambda: me.put(again))
+    me.node.timers.after(backoff.delay(child.failures), partial(me.put, again))
     child.failures += 1
     return NoReply(family)
 

@@ -49,14 +49,20 @@ class TaskSupervisor(DynamicSupervisor):
     """Supervises tasks; by default they are temporary."""
 
 
-async def _work(owner: Process | None, ref: Ref, slot: Slot, function: AsyncFunction, args: tuple[Any, ...]) -> None:
+async def _work(owner: Pid | None, ref: Ref, slot: Slot, function: AsyncFunction, args: tuple[Any, ...]) -> None:
     """Body of a task's process."""
     init_ack()
     value = await call_user(function, *args)
     if owner is None:
         slot.resolve(value)
-    elif not owner.dead:
-        owner.put(TaskResult(ref, value))
+    else:
+        process = current_node().awaken(owner)
+        if process is not None:
+            process.put(TaskResult(ref, value))
+
+
+def _pid(process: Process | None) -> Pid | None:
+    return None if process is None else process.pid
 
 
 def _task(pid: Pid, ref: Ref, slot: Slot, owner: Process | None) -> Task[Any]:
@@ -72,7 +78,7 @@ def _task(pid: Pid, ref: Ref, slot: Slot, owner: Process | None) -> Task[Any]:
 async def async_(function: AsyncFunction, *args: Any) -> Task[Any]:
     """Runs `await function(*args)` in a process linked to the running one."""
     owner, ref, slot = process_var.get(), new_ref(), Slot()
-    pid = await spawn_link(_work, owner, ref, slot, function, args)
+    pid = await spawn_link(_work, _pid(owner), ref, slot, function, args)
     return _task(pid, ref, slot, owner)
 
 
@@ -83,7 +89,7 @@ async def async_nolink(supervisor: Address, function: AsyncFunction, *args: Any)
         StartFailed: MAX_CHILDREN.
     """
     owner, ref, slot = process_var.get(), new_ref(), Slot()
-    spec = ChildSpec(function, Start.process(_work, owner, ref, slot, function, args), TEMPORARY)
+    spec = ChildSpec(function, Start.process(_work, _pid(owner), ref, slot, function, args), TEMPORARY)
     pid = await start_spec(supervisor, spec)
     return _task(pid, ref, slot, owner)
 
