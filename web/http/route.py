@@ -43,8 +43,8 @@ class Route:
 
     @property
     def name(self) -> str:
-        """A stable name for metrics, logs and `operationId`: `create_task`, `show_task`, …"""
-        return f"{self.handler.__module__.rsplit('.', 1)[-1]}.{self.handler.__name__}"
+        """A stable name for metrics, logs and `operationId`: `tasks.create`, `models.show`, …"""
+        return f"{self.tag}.{self.handler.__name__}"
 
     @property
     def template(self) -> str:

@@ -38,10 +38,11 @@ function refuse(problem) {
 
 function draw(overview) {
   drawTiles(overview);
-  const { processes, restarts } = overview.node;
-  part("tree-words").textContent = `${count(processes)} processes` + (restarts ? `, ${count(restarts)} restarts` : "");
+  const restarts = overview.counts.restarted ?? 0;
+  part("tree-words").textContent = `${count(overview.node.processes)} processes` + (restarts ? `, ${count(restarts)} restarts` : "");
   replace(part("queues"), overview.queues.map(queue), "No queue is open.");
   replace(part("providers"), overview.providers.map(provider), "No provider is set up.");
+  replace(part("recent"), overview.recent.slice(-12).reverse().map(trouble), "Nothing went wrong since the start.");
   facts(part("server"), server(overview));
 }
 
@@ -84,7 +85,9 @@ function queue(known) {
     `${count(executing)} of ${count(limit ?? 0)} running`,
     `${count(available)} waiting`,
     scheduled + retryable ? `${count(scheduled + retryable)} later` : "",
-    known.oldest_seconds ? `oldest ${span(known.oldest_seconds)}` : "",
+    known.oldest_age > 1 ? `oldest ${span(known.oldest_age)}` : "",
+    known.estimated_wait > 1 ? `about ${span(known.estimated_wait)} to wait` : "",
+    known.discarded ? `${count(known.discarded)} dead letters` : "",
   ].filter(Boolean).join(" · ");
   return made("div", { class: "queue" }, head, made("div", { class: "meter" }, full), words);
 }
@@ -92,10 +95,20 @@ function queue(known) {
 function provider(known) {
   const title = made("b");
   title.textContent = known.name;
-  const head = made("div", { class: "queue-head" }, title, made("span", { class: "spacer" }), badge(known.state, known.state));
+  const head = made("div", { class: "queue-head" }, title, made("span", { class: "spacer" }), badge(known.state));
   const words = made("div", { class: "queue-words" });
-  words.textContent = known.words ?? "";
+  words.textContent = known.running ? `${count(known.running)} at work` : "";
   return made("div", { class: "queue" }, head, words);
+}
+
+function trouble({ at, what, words }) {
+  const when = made("time");
+  when.textContent = clock(at);
+  const line = made("div", { class: "trouble", "data-what": what }, when);
+  const said = made("span");
+  said.textContent = words;
+  line.append(said);
+  return line;
 }
 
 function badge(text) {
@@ -139,6 +152,7 @@ function replace(box, elements, nothing = "") {
 async function showProcess(node) {
   part("process-title").textContent = node.id;
   part("process-problem").hidden = true;
+  part("process-stack").hidden = true;
   facts(part("process-facts"), { Pid: node.pid ?? "none", Status: node.status });
   part("process-actions").replaceChildren();
   part("process").showModal();
@@ -146,21 +160,26 @@ async function showProcess(node) {
   try {
     const known = await get(`/api/processes/${encodeURIComponent(node.pid)}`);
     facts(part("process-facts"), described(known));
+    part("process-stack").hidden = !known.stack;
+    part("process-stack").textContent = known.stack;
     part("process-actions").replaceChildren(...actions(known));
   } catch (problem) {
     complain(problem);
   }
 }
 
+const HIDDEN = new Set(["killable", "stack", "task"]);
+
 function described(known) {
   const said = {};
   for (const [name, value] of Object.entries(known)) {
-    if (value === null || value === "" || (Array.isArray(value) && !value.length) || name === "killable") continue;
+    if (value === null || value === "" || (Array.isArray(value) && !value.length) || HIDDEN.has(name)) continue;
     if (name === "started_at") said.Started = `${clock(value)}, ${ago(value)}`;
     else if (name === "memory_bytes") said.Memory = size(value);
     else if (Array.isArray(value)) said[sentence(name)] = value.join(", ");
     else said[sentence(name)] = typeof value === "object" ? JSON.stringify(value) : String(value);
   }
+  for (const [name, value] of Object.entries(known.task ?? {})) said[`Task: ${name.replaceAll("_", " ")}`] = String(value);
   return said;
 }
 
