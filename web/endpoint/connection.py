@@ -76,7 +76,13 @@ class Connection:
     async def _speak(self) -> None:
         service = self._service
         protocol = Http1(
-            service.config, service.context, service.settings, self._wire, service.address, self._on_upgrade
+            service.config,
+            service.context,
+            service.settings,
+            self._wire,
+            service.address,
+            service.hub.budget,
+            self._on_upgrade,
         )
         await self._serve(protocol)
         if self._kept:

@@ -27,6 +27,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from web.endpoint.limits import Budget
 from web.endpoint.settings import EndpointSettings
 from web.endpoint.upgrade import asks_for_websocket, flaw
 from web.endpoint.wire import Wire
@@ -90,6 +91,7 @@ class Http1(H11Protocol):
         settings: EndpointSettings,
         wire: Wire,
         server: tuple[str, int] | None,
+        budget: Budget,
         upgrade: Callable[[Http1, h11.Request], Exchange],
     ) -> None:
         client = (wire.client, 0) if wire.client else None
@@ -97,6 +99,7 @@ class Http1(H11Protocol):
         super().__init__(None, config, context, self, ConnectionState({}), wire.secured, client, server, self._gather)  # type: ignore[arg-type]
         self.settings = settings
         self.wire = wire
+        self.budget = budget
         self.exchange: Exchange | None = None
         self.over = False
         self.fault: str | None = None
@@ -188,10 +191,16 @@ class Http1(H11Protocol):
         call = self.exchange
         if self.stream is None or not isinstance(call, Call):
             return  # of a request that has been answered, or of an upgrade: nobody wants it
-        if isinstance(event, Body) and not call.count(len(event.data)):
-            await self.refuse(413, "body_too_large", f"a body of more than {self.settings.max_body} bytes")
+        refusal = call.count(len(event.data)) if isinstance(event, Body) else None
+        if refusal is not None:
+            await self.refuse(*refusal)
         else:
             await self.stream.handle(event)
+
+    async def _close_stream(self) -> None:
+        if isinstance(self.exchange, Call):
+            self.exchange.release()
+        await super()._close_stream()
 
     # --- out -----------------------------------------------------------------------------------------
 
@@ -272,11 +281,19 @@ class Call:
         if event.get("body") or event["type"] != "http.request" or self._whole:
             self._events.append(event)
 
-    def count(self, size: int) -> bool:
-        """Whether the body may be so much longer."""
-        self._got += size
-        limit = self._protocol.settings.max_body
-        return not limit or self._got <= limit
+    def count(self, size: int) -> tuple[int, str, str] | None:
+        """Counts a part of the body; how to refuse it when it is too much, for this client or for all together."""
+        protocol, self._got = self._protocol, self._got + size
+        within = protocol.budget.change(size)
+        limit = protocol.settings.max_body
+        if limit and self._got > limit:
+            return 413, "body_too_large", f"a body of more than {limit} bytes"
+        return None if within else (503, "too_much_buffered", "all clients together sent too much")
+
+    def release(self) -> None:
+        """The body is over, one way or another."""
+        self._protocol.budget.change(-self._got)
+        self._got = 0
 
     async def receive(self) -> Message:
         protocol = self._protocol

@@ -15,6 +15,7 @@ from typing import TypeVar
 import trio
 
 from web.endpoint.faults import FaultLog
+from web.endpoint.limits import Budget
 from web.endpoint.roster import Roster
 from web.endpoint.settings import EndpointSettings
 from web.endpoint.stream import StreamTransport
@@ -33,6 +34,7 @@ class Hub:
         self.settings = settings
         self.roster = roster
         self.faults = faults
+        self.budget = Budget(settings.max_buffered)
         self.now: Callable[[], float] = trio.current_time
         self._selector = selectors.DefaultSelector()
         self._members: set[StreamTransport] = set()

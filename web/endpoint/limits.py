@@ -1,4 +1,7 @@
-"""How many connections there may be, in all and from one address. Pure bookkeeping; imports nothing of ours."""
+"""How many connections there may be, in all and from one address, and how much they may make us hold.
+
+Pure bookkeeping; imports nothing of ours.
+"""
 
 from __future__ import annotations
 
@@ -62,3 +65,19 @@ class Census:
             self._by_address[place] -= 1
             if not self._by_address[place]:
                 del self._by_address[place]
+
+
+@define
+class Budget:
+    """Bytes of bodies and messages that are still on their way, of all clients together. 0 means: no limit.
+
+    Each client has limits of its own, but twenty thousand times one megabyte is more than there is.
+    """
+
+    limit: int = 0
+    held: int = field(default=0, init=False)
+
+    def change(self, by: int) -> bool:
+        """Counts bytes more, or less; whether that is within the limit."""
+        self.held += by
+        return not self.limit or self.held <= self.limit

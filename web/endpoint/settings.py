@@ -28,6 +28,9 @@ class EndpointSettings:
     max_per_address: int = 0
     max_per_user: int = 0
 
+    max_buffered: int = 256 * MIB
+    """Bodies and messages that are still on their way, of all clients together."""
+
     # HTTP
     max_header: int = 16 * KIB
     max_body: int = 1 * MIB

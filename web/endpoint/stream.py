@@ -51,6 +51,7 @@ class StreamTransport:
         "_busy",
         "_deliver",
         "_dirty",
+        "_held",
         "_hub",
         "_offset",
         "_outbox",
@@ -90,6 +91,7 @@ class StreamTransport:
         self._busy = False  # whether the owner has a Received that it has not answered with resume()
         self._partial: bytearray | None = None
         self._partial_text = False
+        self._held = 0  # bytes of a message that is still on its way, as the hub's budget knows it
         self._deliver: Callable[[News], None] | None = None
 
     # --- Transport -----------------------------------------------------------------------------------
@@ -266,6 +268,14 @@ class StreamTransport:
             self._tell(Received(frames))
         if self._ws.eof_sent:
             self._end()
+        elif not self._hold(len(self._ws.reader.buffer) + (0 if self._partial is None else len(self._partial))):
+            self._hub.faults.client("too_much_buffered", self.upgrade.client, "all clients together sent too much")
+            self.close(CloseCode.TRY_LATER, "too much at once")
+
+    def _hold(self, size: int) -> bool:
+        """Keeps the hub's budget; false when this client brings it over the limit."""
+        more, self._held = size - self._held, size
+        return not more or self._hub.budget.change(more) or more < 0
 
     def _messages(self, events: Iterable[object]) -> tuple[str | bytes, ...]:
         """The whole messages among these frames; a fragmented one is kept until its last fragment."""
@@ -302,7 +312,7 @@ class StreamTransport:
             return
         self._stage = Stage.ENDING
         self.deadline = self._hub.now() + self._hub.settings.close_timeout
-        self._partial = None
+        self._forget()
         sent, received = self._ws.close_sent, self._ws.close_rcvd
         if received is None and sent is not None and self._deliver is not None:
             self._hub.faults.client("websocket_error", self.upgrade.client, f"closed with {int(sent.code)}")
@@ -323,10 +333,14 @@ class StreamTransport:
         self._stage = Stage.GONE
         self._outbox.clear()
         self._queued = 0
-        self._partial = None
+        self._forget()
         self._hub.leave(self)
         self._wire.close()
         self._tell(Closed(ABNORMAL))
+
+    def _forget(self) -> None:
+        self._partial = None
+        self._hold(0)
 
     def fileno(self) -> int:
         return self._wire.fileno()

@@ -167,6 +167,22 @@ async def test_a_chunked_body_that_grows_too_large_is_refused(node: Node) -> Non
             assert (await client.response()).status == 413
 
 
+async def test_bodies_of_all_clients_together_are_bounded(node: Node) -> None:
+    async with (
+        running(max_buffered=100_000) as endpoint,
+        connect(endpoint.port) as first,
+        connect(endpoint.port) as second,
+    ):
+        await first.say(request("/size", "Content-Length: 90000", method="POST", body=b"x" * 80_000))
+        await second.say(request("/size", "Content-Length: 90000", method="POST", body=b"x" * 80_000))
+        refused = await second.response()
+        assert refused.status == 503
+        await first.say(b"x" * 10_000)
+        assert (await first.response()).body == b"90000"
+        assert endpoint._server is not None
+        assert endpoint._server.hub.budget.held == 0
+
+
 async def test_headers_that_trickle_are_given_up(node: Node) -> None:
     async with running(header_timeout=0.3) as endpoint, connect(endpoint.port) as client:
         await client.say(b"GET / HTTP/1.1\r\nHost: x\r\n")

@@ -233,6 +233,23 @@ async def test_nothing_is_read_until_the_owner_resumes(node: Node, log: Log) -> 
             type(transport).resume = resume  # type: ignore[method-assign]
 
 
+async def test_all_clients_together_may_not_make_the_server_hold_too_much(node: Node, log: Log) -> None:
+    """Five half-sent messages of 60 KiB do not fit into 256 KiB: one is sent away, the rest may go on."""
+    async with running(socket_app(log), max_buffered=256 * KIB) as endpoint, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(websocket(endpoint.port, "/socket")) for _ in range(5)]
+        for client in clients:
+            await client.say(text("x" * 60 * KIB, fin=False))
+        await until(lambda: endpoint.faults.counts == {"too_much_buffered": 1})
+        for client in clients:
+            await client.say(more(b"") + close(1000))
+        assert sorted([await client.close_code() for client in clients]) == [1000] * 4 + [1013]
+        for client in clients:
+            await client.stream.aclose()
+        await until(lambda: not endpoint.connections)
+        assert endpoint._server is not None
+        assert endpoint._server.hub.budget.held == 0
+
+
 async def test_expiry_is_enforced_on_a_live_socket(node: Node, log: Log) -> None:
     app = socket_app(log, user="ann", expires_at=time.time() + 0.3)
     async with running(app, close_timeout=1.0) as endpoint, websocket(endpoint.port, "/socket") as client:
