@@ -234,16 +234,19 @@ class TaskChannel(Channel):
         """Makes the task's news come here. Raises UserError `unauthorized`.
 
         The channel must be known under the task before it subscribes, so that a TaskServer which crashes in between
-        finds it again; under a task that is not there, or not this client's, it must not stay.
+        finds it again; under a task that is not there, or not this client's, it must never stand.
         """
         self._unsubscribe()
+        task = await lookup.find(self.runtime, self.task_id)
+        if task is None:
+            return None
+        if not self.identity.operator and task.user != self.identity.user:
+            raise UserError("unauthorized", "This topic is not yours to join.")
         self.runtime.channels.register(("channel", self.task_id))
         view = await lookup.join(self.runtime, self_(), self.task_id, last_seq)
         if view is None:
-            self._unsubscribe()
-            return None
-        self._check_may_see(view)
-        self.owner, self.status = view.task.user, view.task.status
+            raise LookupError("the task was there a moment ago")
+        self.owner, self.status = task.user, view.task.status
         pid = lookup.whereis(self.runtime, self.task_id)
         self.server = None if pid is None else monitor(pid)
         return view
@@ -253,11 +256,6 @@ class TaskChannel(Channel):
         if self.server is not None:
             demonitor(self.server, flush=True)
             self.server = None
-
-    def _check_may_see(self, view: View) -> None:
-        if not self.identity.operator and view.task.user != self.identity.user:
-            self._unsubscribe()
-            raise UserError("unauthorized", "This topic is not yours to join.")
 
 
 Ask = Callable[[TaskChannel, dict[str, Any]], Awaitable[Mapping[str, Any]]]

@@ -50,7 +50,9 @@ def mount_longpoll(app: QuartTrio, path: str, polls: LongPolls) -> None:
         if request.method == "OPTIONS":
             return _answer(None)
         if request.method == "POST":
-            return _answer(await polls.post(upgrade, await request.get_data(as_text=False)))
+            body = await request.get_data(as_text=False)
+            assert isinstance(body, bytes)
+            return _answer(await polls.post(upgrade, body))
         return _answer(await polls.get(upgrade))
 
     methods = ("GET", "POST", "OPTIONS")
