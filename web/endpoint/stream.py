@@ -125,6 +125,7 @@ class StreamTransport:
         reason = reason.encode()[:LONGEST_REASON].decode(errors="ignore")
         self._ws.send_close(code, reason)
         self._send_answers()
+        self._forget()
         self._hub.watch(self)
         self._tell(Closed(code, reason))
 
@@ -261,16 +262,20 @@ class StreamTransport:
             self._ws.receive_data(data)
         else:
             self._ws.receive_eof()
-        frames = self._messages(self._ws.events_received())
+        events = self._ws.events_received()
+        frames = self._messages(events) if self._stage is Stage.OPEN else ()
         self._send_answers()
         if frames and self._stage is Stage.OPEN:
             self._busy = True
             self._tell(Received(frames))
         if self._ws.eof_sent:
             self._end()
-        elif not self._hold(len(self._ws.reader.buffer) + (0 if self._partial is None else len(self._partial))):
+        elif self._stage is Stage.OPEN and not self._hold(self._unfinished()):
             self._hub.faults.client("too_much_buffered", self.upgrade.client, "all clients together sent too much")
             self.close(CloseCode.TRY_LATER, "too much at once")
+
+    def _unfinished(self) -> int:
+        return len(self._ws.reader.buffer) + (0 if self._partial is None else len(self._partial))
 
     def _hold(self, size: int) -> bool:
         """Keeps the hub's budget; false when this client brings it over the limit."""
