@@ -47,10 +47,8 @@ class ClientGone(OSError):
     """The client left, or was dropped, while it was being answered. Raised into the application by `send`."""
 
 
-class App(Protocol):
-    """An ASGI application."""
-
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Any) -> None: ...
+App = Callable[..., Awaitable[None]]
+"""An ASGI application: called with scope, receive and send. Frameworks type these too variously to say more."""
 
 
 class Exchange(Protocol):

@@ -83,7 +83,7 @@ class Server:
 
     async def run(self, listeners: Sequence[socket.socket], ready: Callable[[], Awaitable[None]]) -> None:
         """Serves until drained or cancelled; calls `ready` once the application has started and newcomers are taken."""
-        lifespan = Lifespan(ASGIWrapper(self.service.app), self.service.config, {})  # type: ignore[arg-type]
+        lifespan = Lifespan(ASGIWrapper(self.service.app), self.service.config, {})
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.handle_lifespan)
             await lifespan.wait_for_startup()
