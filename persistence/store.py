@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
+import trio
 from attrs import define, frozen
 from psycopg.rows import dict_row
 
@@ -28,6 +29,8 @@ from persistence.pool import Pool
 log = logging.getLogger(__name__)
 
 MAX_LIMIT = 500
+AT_ONCE = 100
+"""Tasks that are replayed between two looks at the loop: about two milliseconds."""
 
 EVENT: LiteralString = "e.task_id, e.seq, extract(epoch FROM e.at)::float8, e.attempt, e.actor, e.type, e.payload"
 
@@ -204,7 +207,11 @@ async def _replay(connection: TrioConnection, starts: Sequence[Start]) -> list[T
     tails: defaultdict[UUID, list[Sequence[Any]]] = defaultdict(list)
     for row in await cursor.fetchall():
         tails[row[0]].append(row)
-    states = (_replay_one(start, tails[start.task_id]) for start in starts)
+    states = []
+    for number, start in enumerate(starts, 1):
+        states.append(_replay_one(start, tails[start.task_id]))
+        if not number % AT_ONCE:
+            await trio.lowlevel.checkpoint()
     return [state for state in states if state is not None]
 
 

@@ -62,7 +62,7 @@ class PostgresJournal:
     bound: int = 20_000
     byte_bound: int = 256 * 1024 * 1024
     strict: bool = False
-    lanes: int = 1
+    lanes: int = 2
     door: QueueDoor | None = None
     _ready: deque[Pending] = field(init=False, factory=deque)
     _behind: dict[UUID, deque[Pending]] = field(init=False, factory=dict)

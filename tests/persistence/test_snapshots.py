@@ -16,7 +16,6 @@ from engine.tasks.events import EventBody, Output, Usage
 from engine.tasks.state import TaskState
 from persistence.journal.journal import PostgresJournal
 from persistence.pool import Pool
-from persistence.recovery import unfinished
 from persistence.snapshots import BATCH, Snapshotter
 from persistence.store import PostgresTaskStore, replay
 from tests.persistence.entries import Completed, Story
@@ -174,7 +173,11 @@ async def test_recovery_brings_back_the_unfinished_by_priority_then_age_in_pages
     await journal.write(finished.then(Completed(1.0)))
     await journal.write(stories[0].start())
     await snapshots.save([live(stories[0])])
-    back = [state async for page in unfinished(store, page=4) for state in page]
+    back: list[TaskState] = []
+    after = None
+    while page := await store.unfinished(after, 4):
+        back += page
+        after = (page[-1].priority, page[-1].created_at, page[-1].id)
     expected = sorted((s.state for s in stories if s.state), key=lambda s: (s.priority, s.created_at))
     assert [state.id for state in back] == [state.id for state in expected]
     assert back[[state.id for state in back].index(stories[0].task_id)] == live(stories[0])
