@@ -25,7 +25,7 @@ from engine.providers.protocol import Provider
 from engine.providers.replicate import Replicate
 from engine.providers.replicate_wire import OUTPUT_HOSTS
 from engine.providers.simulate import Simulate
-from persistence.artifacts import BucketStore, FolderStore, LinkSigner
+from persistence.artifacts import FolderStore, LinkSigner
 from web.settings import Settings
 
 LOCAL_SLOTS = 4
@@ -140,6 +140,8 @@ def artifacts(settings: Settings, key: bytes) -> tuple[ArtifactStore, LinkSigner
     """The store of outputs, and the signer of its links when it is a folder (Google signs its own)."""
     if settings.gcs_bucket:
         from google.cloud.storage import Client
+
+        from persistence.artifacts.bucket import BucketStore
 
         return BucketStore(Client(), settings.gcs_bucket), None
     signer = LinkSigner(key, f"{settings.public_url.rstrip('/')}/artifacts" if settings.public_url else "/artifacts")

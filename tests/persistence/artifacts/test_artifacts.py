@@ -17,7 +17,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 
 from engine.ports import StoreFailed
-from persistence.artifacts import BucketStore, FolderStore, LinkSigner
+from persistence.artifacts import FolderStore, LinkSigner
+from persistence.artifacts.bucket import BucketStore
 from persistence.artifacts.folder import BadName
 
 NAME = "task/1/0/abc.png"
