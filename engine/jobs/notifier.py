@@ -71,25 +71,26 @@ async def listen(store: JobStore, hearing: Hearing, on_notice: Callable[[Notice]
 async def _listen_once(
     store: JobStore, hearing: Hearing, on_notice: Callable[[Notice], None], ping_every: float
 ) -> None:
-    """Listens until the connection is lost or deaf."""
-    async with store.notices() as notices:
-        lost: StorageDown | None = None
-        async with trio.open_nursery() as nursery:
+    """Listens until the connection is lost or deaf. Raises StorageDown."""
+    lost: list[StorageDown] = []
+    async with store.notices() as notices, trio.open_nursery() as nursery:
 
-            async def pings() -> None:
-                nonlocal lost
-                try:
-                    while True:
-                        await hearing.test(store)
-                        await trio.sleep(ping_every)
-                except StorageDown as problem:
-                    lost = problem
-                    nursery.cancel_scope.cancel()
+        async def ping() -> None:
+            try:
+                while True:
+                    await hearing.test(store)
+                    await trio.sleep(ping_every)
+            except StorageDown as problem:
+                lost.append(problem)
+                nursery.cancel_scope.cancel()
 
-            nursery.start_soon(pings)
+        nursery.start_soon(ping)
+        try:
             async for notice in notices:
                 hearing.heard(notice)
                 on_notice(notice)
-            nursery.cancel_scope.cancel()
-        if lost is not None:
-            raise lost
+        except StorageDown as problem:
+            lost.append(problem)
+        nursery.cancel_scope.cancel()
+    if lost:
+        raise lost[0]

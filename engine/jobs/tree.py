@@ -1,7 +1,7 @@
 """The processes of the queue and their order: supervisor "jobs".
 
 rest_for_one: workers first, then what serves them; the drain stands last, so that at shutdown it acts first, while
-everything it needs still runs.
+everything it needs still runs. What a lost connection may crash stands one_for_one below it, and drains nothing.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ def jobs_spec(queues: Queues) -> ChildSpec:
         _process("acknowledger", acknowledge, queues.outbox, queues.store),
         _process("recovery", recover, queues, restart=TRANSIENT),
         Supervisor.spec(_queue_specs(queues), strategy=ONE_FOR_ONE, id="queues", name="jobs.queues"),
-        _process("notifier", hear, queues),
-        *_clockwork(queues),
-        worker(Drain, queues, id="drain", shutdown=queues.timing.drain + STOP_GRACE + 2 * FLUSH_WITHIN),
+        Supervisor.spec(_clockwork(queues), strategy=ONE_FOR_ONE, id="clockwork", name="jobs.clockwork"),
+        worker(
+            Drain, queues, id="drain", name="jobs.drain", shutdown=queues.timing.drain + STOP_GRACE + 2 * FLUSH_WITHIN
+        ),
     ]
     return Supervisor.spec(children, strategy=REST_FOR_ONE, id="jobs", name="jobs")
 
@@ -81,6 +82,7 @@ def _queue_specs(queues: Queues) -> list[ChildSpec]:
 def _clockwork(queues: Queues) -> list[ChildSpec]:
     timing, clock = queues.timing, Clockwork(queues)
     return [
+        _process("notifier", hear, queues),
         _process("heart", every, timing.heartbeat, clock.beat, True),
         _process("poll", every, timing.poll, clock.poll),
         _process("stager", every, timing.stage, clock.stage, True),

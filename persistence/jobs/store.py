@@ -6,8 +6,8 @@ A lost database shows as `StorageDown`, whatever psycopg called it; everything e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -185,21 +185,30 @@ class PostgresJobStore:
     async def notices(self) -> AsyncIterator[AsyncIterator[Notice]]:
         conn = await self._pool.dedicated()
         try:
-            await conn.execute(f"LISTEN {CHANNEL}")
+            with _outages():
+                await conn.execute(f"LISTEN {CHANNEL}")
             async with aclosing(conn.notifies()) as messages, aclosing(_notices(messages)) as notices:
                 yield notices
-        except psycopg.Error as problem:
-            if is_outage(problem):
-                raise StorageDown(str(problem)) from problem
-            raise
         finally:
             await conn.close()
 
 
 async def _notices(messages: AsyncIterator[psycopg.Notify]) -> AsyncGenerator[Notice, None]:
-    async for message in messages:
-        if (notice := parse_notice(message.payload)) is not None:
-            yield notice
+    with _outages():
+        async for message in messages:
+            if (notice := parse_notice(message.payload)) is not None:
+                yield notice
+
+
+@contextmanager
+def _outages() -> Iterator[None]:
+    """Lets a lost connection show as StorageDown."""
+    try:
+        yield
+    except psycopg.Error as problem:
+        if is_outage(problem):
+            raise StorageDown(str(problem)) from problem
+        raise
 
 
 def parse_notice(payload: str) -> Notice | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from uuid import uuid4
 
-import pytest
 import trio
 
 from engine.jobs.backoff import Backoff
@@ -299,14 +298,36 @@ async def test_the_mode_is_push_while_notifications_arrive(node: Node, database:
     assert stats.mode == "push"
 
 
-@pytest.mark.parametrize("worker", ["work"])
-async def test_one_users_thousand_jobs_do_not_hold_up_anothers_one(node: Node, database: Pool, worker: str) -> None:
+async def test_a_listener_that_is_thrown_out_listens_again_and_nothing_else_is_restarted(
+    node: Node, database: Pool
+) -> None:
+    gate = Gate()
+    async with running(database, {"gate": gate}) as floor:
+        await floor.eventually(lambda: floor.queues.hearing.push)
+        drain, heart, job = whereis("jobs.drain"), whereis("jobs.heart"), new_job("gate")
+        assert drain
+        assert heart
+        await floor.queues.insert([job])
+        await floor.until(lambda: len(floor.started) == 1)
+        async with database.connection() as conn:
+            await conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+            )
+        await floor.eventually(lambda: not floor.queues.hearing.push)
+        await floor.eventually(lambda: floor.queues.hearing.push)
+        assert (whereis("jobs.drain"), whereis("jobs.heart")) == (drain, heart)
+        gate.open()
+        await floor.in_state(job.id, JobState.COMPLETED)
+
+
+async def test_one_users_thousand_jobs_do_not_hold_up_anothers_one(node: Node, database: Pool) -> None:
     gate = Gate()
     async with running(database, {"gate": gate}, QueueConfig(limit=2)) as floor:
         await floor.queues.insert([new_job("gate", "many") for _ in range(2)])
         await floor.until(lambda: len(floor.started) == 2)
-        await floor.queues.insert([new_job(worker, "many") for _ in range(1000)])
-        one = new_job(worker, "one")
+        await floor.queues.insert([new_job("work", "many") for _ in range(1000)])
+        one = new_job("work", "one")
         await floor.journal(one)
         gate.open()
         await floor.until(lambda: one.id in {job.id for job in floor.ended})
