@@ -44,13 +44,10 @@ def may_step(live: Live, attempt: int) -> Refusal | None:
 
 
 def text_step(task: TaskState, offset: int, text: str, now: float) -> tuple[TaskState, TaskText] | None:
-    """What is new of `text`, which starts at code point `offset`; nothing when there is a gap before it, for the
-    answer to the step tells the worker where to go on."""
+    """What is new of `text`, which starts at code point `offset`, at or before the end of what there is."""
     have = len(task.text)
-    new = text[have - offset :] if offset < have else text
-    if offset > have or not new:
-        return None
-    return with_text(task, new), TaskText(task.id, task.attempt, have, new, now)
+    new = text[have - offset :]
+    return (with_text(task, new), TaskText(task.id, task.attempt, have, new, now)) if new else None
 
 
 def progress_step(task: TaskState, event: provider.Progress, now: float) -> tuple[TaskState, TaskProgress]:

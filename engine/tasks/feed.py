@@ -1,46 +1,27 @@
 """Between a provider that talks and a TaskServer that listens: what comes faster than it is wanted is joined.
 
-The first text goes out at once; what follows is gathered for a moment. Order is kept; lossy progress is replaced by
-newer progress; nothing else is lost. Bounded: a provider that is far ahead waits.
+The first text goes out at once; what follows is gathered for a moment. Order is kept; progress is replaced by newer
+progress; nothing else is lost. Bounded: a provider that is far ahead waits.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 import trio
-from attrs import define, field, frozen
 
-from engine.providers.protocol import Progress, ProviderEvent, TextDelta
+from engine.providers.protocol import OutputReady, Progress, ProviderEvent, Sabotage, TextDelta
 
 GATHER = 0.02
-"""Seconds between two deliveries, unless MANY code points have come before."""
+"""Seconds between two deliveries of text or progress, unless MANY code points or another event have come before."""
 MANY = 256
 FULL = 65_536
 """Code points that may wait before the provider has to."""
 
+ALONE = (OutputReady, Sabotage)
+"""Events that are delivered by themselves."""
 
-@frozen
-class Batch:
-    """What is delivered in one step: an event, or joined text, and perhaps newer progress with it."""
-
-    event: ProviderEvent
-    progress: Progress | None = None
-
-
-@define
-class _Gathered:
-    texts: list[str] = field(factory=list)
-    progress: Progress | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.texts) or self.progress is not None
-
-    def batch(self) -> Batch | None:
-        if self.texts:
-            return Batch(TextDelta("".join(self.texts)), self.progress)
-        return Batch(self.progress) if self.progress is not None else None
+Events = tuple[ProviderEvent, ...]
 
 
 class Feed:
@@ -48,9 +29,9 @@ class Feed:
 
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
-        self._ready: deque[Batch] = deque()
-        self._gathered = _Gathered()
+        self._events: list[ProviderEvent | _Text] = []
         self._size = 0
+        self._urgent = False
         self._not_before = -1.0
         self._something = trio.Event()
         self._enough = trio.Event()
@@ -60,43 +41,58 @@ class Feed:
         """Adds an event; waits while the other side is far behind."""
         match event:
             case TextDelta(text):
-                self._gathered.texts.append(text)
-                self._size += len(text)
+                self._add_text(text)
             case Progress():
-                self._gathered.progress = event
+                self._add_progress(event)
             case _:
-                self._flush()
-                self._ready.append(Batch(event))
+                self._events.append(event)
+                self._urgent = True
         self._something.set()
-        if self._ready or self._size >= MANY:
+        if self._urgent or self._size >= MANY:
             self._enough.set()
         while self._size >= FULL:
             self._taken = trio.Event()
             await self._taken.wait()
 
-    async def take(self) -> Batch:
-        """The next batch, once there is one and its moment has come."""
-        if not self._ready:
-            await self._something.wait()
-            if self._clock() < self._not_before:
-                with trio.move_on_at(self._not_before):
-                    await self._enough.wait()
-            if not self._ready:
-                self._flush()
-        batch = self._ready.popleft()
+    async def take(self) -> Events:
+        """The next events, in order, once there are any and their moment has come."""
+        await self._something.wait()
+        if not self._urgent and self._clock() < self._not_before:
+            with trio.move_on_at(self._not_before):
+                await self._enough.wait()
+        taken = self._cut()
         self._not_before = self._clock() + GATHER
-        self._forget_signals()
-        return batch
-
-    def _flush(self) -> None:
-        batch = self._gathered.batch()
-        if batch is not None:
-            self._ready.append(batch)
-        self._gathered, self._size = _Gathered(), 0
-
-    def _forget_signals(self) -> None:
+        self._size = 0
         self._taken.set()
-        if not self._ready:
-            self._enough = trio.Event()
-            if not self._gathered:
-                self._something = trio.Event()
+        if not self._events:
+            self._urgent = False
+            self._something, self._enough = trio.Event(), trio.Event()
+        return taken
+
+    def _add_text(self, text: str) -> None:
+        events = self._events
+        self._size += len(text)
+        if events and isinstance(events[-1], _Text):
+            events[-1].append(text)
+        elif len(events) > 1 and isinstance(events[-1], Progress) and isinstance(events[-2], _Text):
+            events[-2].append(text)
+        else:
+            events.append(_Text([text]))
+
+    def _add_progress(self, event: Progress) -> None:
+        if self._events and isinstance(self._events[-1], Progress):
+            self._events[-1] = event
+        else:
+            self._events.append(event)
+
+    def _cut(self) -> Events:
+        """Takes all events up to the first that goes alone, or that one."""
+        events = self._events
+        lone = next((index for index, event in enumerate(events) if isinstance(event, ALONE)), len(events))
+        count = max(lone, 1)
+        taken, self._events = events[:count], events[count:]
+        return tuple(TextDelta("".join(event)) if isinstance(event, _Text) else event for event in taken)
+
+
+class _Text(list[str]):
+    """Pieces of text that are joined when they are taken."""

@@ -13,7 +13,7 @@ from attrs import field, frozen
 from engine.jobs.job import Fence
 from engine.otp import Pid, Request
 from engine.ports import Durability
-from engine.providers.protocol import Progress, ProviderEvent
+from engine.providers.protocol import ProviderEvent
 from engine.tasks.events import Actor, Output, TaskEvent
 from engine.tasks.state import TaskState
 
@@ -89,13 +89,14 @@ class AttemptBegun:
 
 @frozen
 class Step(Request["StepTaken | Refusal"]):
-    """One provider event of attempt `attempt`. For text, `offset` is the number of code points sent before it;
-    `progress` may ride along with it. An output is told with KeepOutput."""
+    """Events of attempt `attempt`, in order. `offset` is the number of code points of text sent before them.
+
+    An output is told with KeepOutput.
+    """
 
     attempt: int
-    event: ProviderEvent
+    events: tuple[ProviderEvent, ...]
     offset: int = 0
-    progress: Progress | None = None
 
 
 @frozen
@@ -108,7 +109,8 @@ class KeepOutput(Request["StepTaken | Refusal"]):
 
 @frozen
 class StepTaken:
-    """`text_offset` is how many code points of this attempt the TaskServer has: send from there on."""
+    """`text_offset` is how many code points of this attempt the TaskServer has. Less than the step's offset: nothing
+    of it was taken; send the text from there on, and the step again."""
 
     text_offset: int
 

@@ -37,7 +37,7 @@ from engine.providers.protocol import (
 )
 from engine.runtime import Runtime
 from engine.tasks import lookup
-from engine.tasks.feed import Batch, Feed
+from engine.tasks.feed import Events, Feed
 from engine.tasks.messages import AttemptBegun, BeginAttempt, KeepOutput, Refusal, Step, StepTaken
 from engine.tasks.state import Status, TaskState
 
@@ -129,13 +129,12 @@ async def _begin(runtime: Runtime, job: Job, task_id: UUID, attempt_id: UUID) ->
 
 @define
 class Attempt:
-    """One attempt at work. `text` is all that this attempt has generated, `sent` how much of it is told."""
+    """One attempt at work. `text` is all that it has generated and told."""
 
     runtime: Runtime
     begun: Begun
     earlier: PredictionChange | None
     text: str = ""
-    sent: int = 0
     _began: float = field(factory=perf_counter)
     _silent: bool = True
     _progress_at: float = -1.0
@@ -144,7 +143,7 @@ class Attempt:
         """Runs the provider and tells the TaskServer, until the attempt is over."""
         provider = self.runtime.providers.get(self.begun.task.provider)
         if doomed is not None or provider is None:
-            await self._tell(Batch(doomed or NO_PROVIDER))
+            await self._tell((doomed or NO_PROVIDER,))
             return
         with telemetry.PROVIDER_RUNNING.labels(provider.name).track_inprogress():
             try:
@@ -183,13 +182,14 @@ class Attempt:
     async def _deliver(self, feed: Feed, scope: trio.CancelScope) -> None:
         """Tells the TaskServer what comes, until the end; then nothing more is wanted of the provider."""
         while True:
-            batch = await feed.take()
-            self._first_output(batch.event)
-            refused = await self._keep(batch.event) if isinstance(batch.event, OutputReady) else None
-            last = refused or batch.event
-            if not isinstance(last, OutputReady):
-                await self._tell(Batch(last, batch.progress))
-            if isinstance(last, Finished | Failed):
+            events = await feed.take()
+            self._first_output(events[0])
+            if isinstance(events[0], OutputReady):
+                refused = await self._keep(events[0])
+                events = () if refused is None else (refused,)
+            if events:
+                await self._tell(events)
+            if events and isinstance(events[-1], Finished | Failed):
                 scope.cancel()
                 return
 
@@ -204,29 +204,22 @@ class Attempt:
         await self._ask(KeepOutput(self.begun.number, output))
         return None
 
-    async def _tell(self, batch: Batch) -> None:
-        if isinstance(batch.event, TextDelta):
-            self.text += batch.event.text
-            await self._tell_text(self._calm(batch.progress))
-        else:
-            if not isinstance(batch.event, Progress) and self.sent < len(self.text):
-                await self._tell_text(None)
-            await self._ask(Step(self.begun.number, batch.event))
+    async def _tell(self, events: Events) -> None:
+        """Sends events. A TaskServer that was rebuilt may lack text that was sent before: then it goes with them."""
+        events, offset = self._calm(events), len(self.text)
+        self.text += "".join(event.text for event in events if isinstance(event, TextDelta))
+        while (has := (await self._ask(Step(self.begun.number, events, offset))).text_offset) < offset:
+            events, offset = (TextDelta(self.text[has:offset]), *events), has
 
-    async def _tell_text(self, progress: Progress | None) -> None:
-        """Sends text until the TaskServer has all of it: one that was rebuilt may have less than was sent."""
-        while self.sent < len(self.text):
-            delta = TextDelta(self.text[self.sent :])
-            taken = await self._ask(Step(self.begun.number, delta, self.sent, progress))
-            self.sent = taken.text_offset
-
-    def _calm(self, progress: Progress | None) -> Progress | None:
-        """Progress at every token is more than an eye can see."""
+    def _calm(self, events: Events) -> Events:
+        """Progress at every token is more than an eye can see: beside text, it comes now and then."""
         now = trio.current_time()
-        if progress is None or now < self._progress_at:
-            return None
-        self._progress_at = now + PROGRESS_PAUSE
-        return progress
+        told = any(isinstance(event, Progress) for event in events)
+        if told and now < self._progress_at and any(isinstance(event, TextDelta) for event in events):
+            return tuple(event for event in events if not isinstance(event, Progress))
+        if told:
+            self._progress_at = now + PROGRESS_PAUSE
+        return events
 
     async def _ask(self, request: Request[StepTaken | Refusal]) -> StepTaken:
         """Asks the TaskServer, and its successor when it crashes. Raises AttemptOver when the step is refused."""
@@ -235,8 +228,8 @@ class Attempt:
             try:
                 answer = await call(server, request, STEP_TIMEOUT)
             except CallFailed:
-                if isinstance(request, Step) and isinstance(request.event, Sabotage):
-                    return StepTaken(self.sent)  # it has done what it was sent for
+                if isinstance(request, Step) and isinstance(request.events[0], Sabotage):
+                    return StepTaken(len(self.text))  # it has done what it was sent for
                 continue
             if isinstance(answer, Refusal):
                 raise AttemptOver

@@ -177,31 +177,34 @@ class TaskServer(GenServer[Live]):
         return _answered(live, caller, msg.AttemptBegun(entry.task.attempt, entry.task))
 
     def _step(self, request: msg.Step, live: Live) -> Reply[Live]:
-        refusal = rules.may_step(live, request.attempt)
-        if refusal is not None or live.worker is None:
+        if (refusal := rules.may_step(live, request.attempt)) is not None:
             return Reply(refusal, live)
-        now = self.runtime.clock()
-        live = self._happened(request, live, live.worker.run, now)
-        if request.progress is not None:
-            live = delivery.show(self.runtime, live, *rules.progress_step(live.task, request.progress, now))
+        now, offset, has = self.runtime.clock(), request.offset, len(live.task.text)
+        if offset > has:
+            return Reply(StepTaken(has), live)  # text is missing before these events: nothing is taken of them
+        for event in request.events:
+            if live.worker is not None:  # else the attempt ended with the event before
+                live = self._happened(event, offset, live, live.worker.run, now)
+            if isinstance(event, provider.TextDelta):
+                offset += len(event.text)
         return Reply(StepTaken(len(live.task.text)), self._kept(live))
 
-    def _happened(self, request: msg.Step, live: Live, run: Running, now: float) -> Live:
+    def _happened(self, event: provider.ProviderEvent, offset: int, live: Live, run: Running, now: float) -> Live:
         runtime = self.runtime
-        match request.event:
+        match event:
             case provider.TextDelta(text):
-                step = rules.text_step(live.task, request.offset, text, now)
+                step = rules.text_step(live.task, offset, text, now)
                 return live if step is None else delivery.show(runtime, live, *step)
-            case provider.Progress() as event:
+            case provider.Progress():
                 return delivery.show(runtime, live, *rules.progress_step(live.task, event, now))
             case provider.UsageReported(usage):
                 return rules.with_usage(live, usage)
-            case provider.Accepted() as event:
+            case provider.Accepted():
                 return delivery.submit(runtime, live, decide.accepted(live.task, run, event))
-            case provider.Finished() as event:
+            case provider.Finished():
                 return self._ended(live, decide.finish(live.task, now, run, event))
-            case provider.Failed() as failure:
-                return self._failed(live, run, failure)
+            case provider.Failed():
+                return self._failed(live, run, event)
             case provider.Sabotage(reason):
                 raise Sabotaged(reason)
             case provider.OutputReady():

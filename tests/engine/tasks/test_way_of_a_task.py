@@ -614,7 +614,7 @@ async def test_steps_of_an_attempt_that_is_over_are_refused() -> None:
         await provider.says(TextDelta("a"))
         server = lookup.whereis(h.runtime, accepted.task.id)
         assert server is not None
-        late = await call(server, Step(0, Progress(0.9)))
+        late = await call(server, Step(0, (Progress(0.9),)))
         assert late == Refusal("stale_attempt", "Attempt 0 is over.")
         me = h.queue.workers[accepted.task.job_id]  # type: ignore[index]
         stale = BeginAttempt(me, Fence(accepted.task.job_id, 0, uuid4()), uuid4(), "simulate", "simulate")  # type: ignore[arg-type]
@@ -635,7 +635,11 @@ async def test_a_text_step_is_taken_once_however_often_it_is_sent() -> None:
         await watcher.until(lambda w: w.text == "añ🙂")
         server = lookup.whereis(h.runtime, accepted.task.id)
         assert server is not None
-        steps = [Step(1, TextDelta("ñ🙂x"), 1), Step(1, TextDelta("a"), 0), Step(1, TextDelta("far"), 9)]
+        steps = [
+            Step(1, (TextDelta("ñ🙂"), TextDelta("x")), 1),
+            Step(1, (TextDelta("a"),), 0),
+            Step(1, (TextDelta("far"), Finished()), 9),
+        ]
         offsets = [(await call(server, step)).text_offset for step in steps]  # type: ignore[union-attr]
         assert offsets == [4, 4, 4]
         await watcher.until(lambda w: w.text == "añ🙂x")
@@ -663,7 +667,7 @@ async def test_a_worker_that_is_drained_leaves_the_attempt_open_and_the_next_one
     provider = Scripted()
     async with house({"simulate": provider}) as h:
         accepted, watcher = await begin_watched(h)
-        await provider.says(TextDelta("a"), Accepted("ext-7"))
+        await provider.says(Accepted("ext-7"), TextDelta("a"))
         await watcher.until(lambda w: w.text == "a")
         (worker,) = h.queue.workers.values()
         exit(worker, Shutdown("draining"))
