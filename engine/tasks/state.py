@@ -88,7 +88,7 @@ def fold(state: TaskState | None, event: TaskEvent) -> TaskState:
         return _created(event, event.body)
     if event.seq != state.seq + 1:
         raise ValueError(f"event {event.seq} does not follow {state.seq} of task {state.id}")
-    return evolve(_apply(state, event), seq=event.seq)
+    return evolve(state, seq=event.seq, **_changes(state, event))
 
 
 def _created(event: TaskEvent, body: ev.Created) -> TaskState:
@@ -110,39 +110,41 @@ def _created(event: TaskEvent, body: ev.Created) -> TaskState:
     )
 
 
-def _apply(state: TaskState, event: TaskEvent) -> TaskState:
+def _changes(state: TaskState, event: TaskEvent) -> dict[str, Any]:
+    """The fields that `event` changes, with their new values."""
     match event.body:
         case ev.Started():
-            return evolve(
-                state,
-                status=Status.PROCESSING,
-                attempt=event.attempt,
-                started_at=state.started_at or event.at,
-                error=None,
-                **_BLANK,
-            )
+            started_at = state.started_at or event.at
+            return {
+                "status": Status.PROCESSING,
+                "attempt": event.attempt,
+                "started_at": started_at,
+                "error": None,
+            } | _BLANK
         case ev.AttemptFailed(code, message, action, at):
-            error = TaskError(code, message, action, retryable=True, will_retry_at=at)
-            return evolve(state, status=Status.QUEUED, error=error)
+            return {"status": Status.QUEUED, "error": TaskError(code, message, action, True, will_retry_at=at)}
         case ev.Reset():
-            return evolve(state, text="", outputs=(), **_BLANK)
+            return {"text": "", "outputs": ()} | _BLANK
         case ev.OutputStored(output):
-            return evolve(state, outputs=(*state.outputs, output))
+            return {"outputs": (*state.outputs, output)}
         case ev.Responded(text, usage):
-            return evolve(state, text=text, usage=usage or state.usage)
+            return {"text": text, "usage": usage or state.usage}
         case ev.Completed(_, usage, _):
-            done = evolve(state, status=Status.COMPLETED, progress=1.0, usage=usage or state.usage, error=None)
-            return evolve(done, completed_at=event.at, eta_seconds=None)
+            done = {"status": Status.COMPLETED, "progress": 1.0, "usage": usage or state.usage, "error": None}
+            return done | _ended(event)
         case ev.Failed(code, message, action, retryable):
-            error = TaskError(code, message, action, retryable)
-            return evolve(state, status=Status.FAILED, error=error, completed_at=event.at, eta_seconds=None)
+            return {"status": Status.FAILED, "error": TaskError(code, message, action, retryable)} | _ended(event)
         case ev.Cancelled():
-            return evolve(state, status=Status.CANCELLED, completed_at=event.at, eta_seconds=None)
+            return {"status": Status.CANCELLED} | _ended(event)
         case ev.Requeued(job_id):
-            blank = evolve(state, status=Status.QUEUED, job_id=job_id, completed_at=None, error=None, **_BLANK)
-            return evolve(blank, text="", outputs=())
+            again = {"status": Status.QUEUED, "job_id": job_id, "completed_at": None, "error": None}
+            return again | {"text": "", "outputs": ()} | _BLANK
         case ev.Created():
             raise ValueError(f"task {state.id} was created twice")
+
+
+def _ended(event: TaskEvent) -> dict[str, Any]:
+    return {"completed_at": event.at, "eta_seconds": None}
 
 
 _BLANK: dict[str, Any] = {"progress": 0.0, "step": None, "message": None, "eta_seconds": None}

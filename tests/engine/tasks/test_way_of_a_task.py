@@ -103,7 +103,7 @@ async def test_a_task_is_accepted_runs_is_told_and_leaves_memory() -> None:
         assert accepted.task.id not in h.snapshots.pending
 
 
-async def test_every_step_of_simulate_is_reported_once_and_in_order() -> None:
+async def test_every_step_of_simulate_is_reported_once_and_in_order(autojump_clock: Any) -> None:
     async with house() as h:
         _, watcher = await begin_watched(h, steps=5, interval=0.05)
         await watcher.final()
