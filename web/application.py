@@ -212,7 +212,13 @@ def _persistence(settings: Settings) -> PersistenceSettings:
 
 
 def _auth(settings: Settings) -> AuthSettings:
-    return AuthSettings(settings.jwt_secret, settings.jwt_keys, parse_tokens(settings.tokens))
+    return AuthSettings(
+        settings.jwt_secret,
+        settings.jwt_keys,
+        parse_tokens(settings.tokens),
+        settings.jwt_audience,
+        settings.jwt_issuer,
+    )
 
 
 def _endpoint(settings: Settings) -> EndpointSettings:
@@ -223,6 +229,8 @@ def _endpoint(settings: Settings) -> EndpointSettings:
         key=settings.tls_key,
         max_connections=settings.max_connections,
         max_per_address=settings.max_connections_per_address,
+        max_per_user=settings.max_connections_per_user,
+        compression=settings.compression,
         max_body=settings.max_body_bytes,
         max_message=settings.max_frame_bytes,
         drain_timeout=settings.shutdown_timeout / 3,

@@ -58,12 +58,19 @@ class Settings:
     jwt_secret: SecretStr = NO_SECRET
     jwt_keys: str = ""
     """A file or an https URL with a JSON Web Key Set (RS256, ES256)."""
+    jwt_audience: str = ""
+    jwt_issuer: str = ""
+    """When set, the claims `aud` and `iss` of a token must match."""
     tokens: SecretStr = NO_SECRET
     """Opaque tokens: `token=user` or `token=user:operator`, separated by commas."""
 
     # how much it takes
     max_connections: int = 20_000
     max_connections_per_address: int = 20_000
+    max_connections_per_user: int = 0
+    """Sockets of one user; 0: no limit."""
+    compression: bool = False
+    """Whether sockets may be compressed (permessage-deflate), for about 70 KiB of memory each."""
     max_body_bytes: int = 1_000_000
     max_frame_bytes: int = 1_000_000
     max_queued: int = 10_000
