@@ -23,6 +23,12 @@ from web.sockets.transport import CloseCode
 
 T = TypeVar("T")
 
+SHORT_ROUND = 0.0003
+"""A round of writing that takes less (in seconds) is followed by the next as soon as there is one."""
+REST = 2.0
+LONGEST_REST = 0.002
+"""A longer one is followed by a rest of `REST` times its length, in seconds at most this: under load frames gather for
+fewer and larger writes, which is what makes room for the load."""
 SLICE = 0.002
 """Seconds that the hub may hold the loop before it lets others run."""
 
@@ -104,13 +110,20 @@ class Hub:
             transport.read()
 
     async def _flush_forever(self) -> None:
+        rested_at = 0.0
         while True:
             if not self._dirty:
                 await self._flusher.park()
+            elif self.now() < rested_at:
+                await trio.sleep_until(rested_at)
             else:
                 await trio.lowlevel.checkpoint()  # a turn for those who will add to what is dirty
-            dirty, self._dirty = self._dirty, []
-            await in_slices(StreamTransport.flush, dirty)
+            began = self.now()
+            if began >= rested_at:
+                dirty, self._dirty = self._dirty, []
+                await in_slices(StreamTransport.flush, dirty)
+                took = self.now() - began
+                rested_at = began + took + (min(took * REST, LONGEST_REST) if took > SHORT_ROUND else 0.0)
 
     async def _sweep_forever(self) -> None:
         limits = self.settings

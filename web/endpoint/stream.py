@@ -187,19 +187,30 @@ class StreamTransport:
         if self._stage is Stage.GONE:
             return
         self._dirty = False
-        was_blocked, self._blocked = self._blocked, False
+        was_blocked = self._blocked
         try:
-            while self._outbox and not self._blocked:
-                data = self._batch()
-                sent = self._wire.send(data)
-                self._blocked = sent < len(data)
-                self._drop(sent)
+            self._blocked = not self._write()
         except OSError:
             self._lost()
             return
         if self._blocked is not was_blocked:
             self._hub.watch(self)
-        self._after_flush()
+        if self._strained or self._stage is Stage.ENDING:
+            self._after_flush()
+
+    def _write(self) -> bool:
+        """Whether everything has been written."""
+        while self._outbox:
+            data = self._batch()
+            sent = self._wire.send(data)
+            if sent == self._queued:  # all there was, as nearly always
+                self._outbox.clear()
+                self._queued = self._offset = 0
+                return True
+            self._drop(sent)
+            if sent < len(data):
+                return False
+        return True
 
     def _batch(self) -> bytes | memoryview:
         if len(self._outbox) == 1 and not self._offset:
