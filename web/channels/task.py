@@ -19,9 +19,9 @@ from engine.errors import UserError
 from engine.otp import Down, Ref, Shutdown, Timer, demonitor, is_clean, monitor, self_, send_after
 from engine.ports import Durability
 from engine.tasks import intake, lookup
-from engine.tasks.events import Actor
+from engine.tasks.events import TERMINAL, Actor, Responded
 from engine.tasks.messages import Accepted, TaskDurable, TaskHappened, TaskProgress, TaskResumed, TaskText, View
-from engine.tasks.state import Status
+from engine.tasks.state import Status, TaskState
 from web.channels import payloads
 from web.channels.cursor import Cursor, Step
 from web.channels.house import ChannelHouse
@@ -38,6 +38,8 @@ PATIENCE = 5.0
 """Seconds that a crashed TaskServer has to come back and call its channels, before the channel looks for itself."""
 
 NOBODY = UUID(int=0)
+
+_ENDS_TEXT = (Responded, *TERMINAL)
 
 
 @frozen
@@ -215,20 +217,26 @@ class TaskChannel(Channel):
         if view is None or view.reset:
             # The client joins again, and is given the whole state.
             raise LookupError("what the client missed is not to be had")
-        text = self.cursor.missing_text(view.task, self.runtime.clock())
-        if text is not None:
-            await self._text(text)
+        self._tell_missing_text(view.task)
         if self.server is None and view.task.status.terminal:
             self._set_timer(CLOSING_DELAY, _Finish())
 
     def _tell_events(self, view: View, upto: int) -> int:
-        """Pushes a view's events; answers the last one's seq."""
+        """Pushes a view's events; answers the last one's seq. Text stands before the event that ends it."""
         for event in view.events:
+            if isinstance(event.body, _ENDS_TEXT):
+                self._tell_missing_text(view.task)
             if event.seq <= upto:
                 self.push(*payloads.happened(event, view.task))
             if self.cursor.judge(event) is Step.NEXT:
                 self.cursor = self.cursor.after(event)
         return view.events[-1].seq if view.events else upto
+
+    def _tell_missing_text(self, task: TaskState) -> None:
+        text = self.cursor.missing_text(task, self.runtime.clock())
+        if text is not None:
+            self._tell(text)
+            self.cursor = self.cursor.after_text(text)
 
     async def _subscribe(self, last_seq: int | None) -> View | None:
         """Makes the task's news come here. Raises UserError `unauthorized`.
