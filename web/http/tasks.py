@@ -143,7 +143,9 @@ async def index(house: House, ask: Ask) -> Answer:
     )
     cursor = query.get("cursor")
     try:
-        page = await house.runtime.store.history(wanted.user, wanted.status, wanted.model, cursor, wanted.limit)
+        page = await house.runtime.store.history(
+            wanted.user, status=wanted.status, model=wanted.model, cursor=cursor, limit=wanted.limit
+        )
     except StorageDown:
         if cursor is not None:
             raise

@@ -53,5 +53,9 @@ def load() -> Site:
 def _file(name: str, body: bytes, version: str) -> File:
     if name.endswith(".html"):
         body = body.replace(b"{{static}}", f"/static/{version}".encode())
-    etag = f'"{sha256(body).hexdigest()[:16]}"'
-    return File(_TYPES[name.rpartition(".")[2]], body, gzip.compress(body, 9, mtime=0), etag)
+    return made(body, _TYPES[name.rpartition(".")[2]])
+
+
+def made(body: bytes, content_type: str) -> File:
+    """A file of these bytes."""
+    return File(content_type, body, gzip.compress(body, 9, mtime=0), f'"{sha256(body).hexdigest()[:16]}"')

@@ -6,11 +6,14 @@ films may come from wherever outputs are stored.
 
 from __future__ import annotations
 
+from html import escape
+
 from engine.errors import UserError
 from web.http.exchange import Answer, Ask, Handler
 from web.http.house import House
+from web.http.problems import KNOWN, Kind
 from web.http.route import Route
-from web.pages.files import File, Site, load
+from web.pages.files import File, Site, load, made
 
 POLICY = "; ".join(
     (
@@ -42,6 +45,7 @@ def routes() -> tuple[Route, ...]:
     return (
         Route("GET", "/", page(site, "index.html"), "The tasks page", open=True, tag="pages"),
         Route("GET", "/operators", page(site, "operators.html"), "The operators' page", open=True, tag="pages"),
+        Route("GET", "/docs/problems", problems_page(site), "What each code means", open=True, tag="pages"),
         Route("GET", "/favicon.ico", page(site, "mark.svg"), "The mark", open=True, tag="pages"),
         Route("GET", "/static/<version>/<name>", static(site), "A file of the pages", open=True, tag="pages"),
     )
@@ -54,6 +58,24 @@ def page(site: Site, name: str) -> Handler:
         return send(site.files[name], ask, _PAGE)
 
     return show
+
+
+def problems_page(site: Site) -> Handler:
+    """A handler for the page that a problem's `type` points to: every code, with its status and title."""
+    known = sorted(KNOWN.items(), key=lambda entry: (entry[1].status, entry[0]))
+    rows = "".join(_row(code, kind) for code, kind in known)
+    frame = site.files["problems.html"].body
+    shown = made(frame.replace(b"{{rows}}", rows.encode()), "text/html; charset=utf-8")
+
+    async def show(house: House, ask: Ask) -> Answer:
+        return send(shown, ask, _PAGE)
+
+    return show
+
+
+def _row(code: str, kind: Kind) -> str:
+    name = escape(code)
+    return f'<tr id="{name}"><td><code>{name}</code></td><td>{kind.status}</td><td>{escape(kind.title)}</td></tr>'
 
 
 def static(site: Site) -> Handler:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 
-@pytest.mark.parametrize("path", ["/", "/operators"])
+@pytest.mark.parametrize("path", ["/", "/operators", "/docs/problems"])
 def test_a_page_is_revalidated_and_strict(nobody: httpx.Client, path: str) -> None:
     page = nobody.get(path)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -44,3 +44,9 @@ def test_files_are_compressed_for_who_takes_it_so(nobody: httpx.Client) -> None:
     plain = nobody.get(path, headers={"Accept-Encoding": "identity"})
     assert packed.headers["content-encoding"] == "gzip"
     assert packed.text == plain.text
+
+
+def test_a_problem_points_to_what_it_means(nobody: httpx.Client) -> None:
+    problem = nobody.get("/nowhere").json()
+    page, _, code = problem["type"].partition("#")
+    assert f'id="{code}"' in nobody.get(page).text
