@@ -14,6 +14,7 @@ import logging
 import math
 import select
 from collections.abc import Generator
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any, Self, cast
@@ -105,8 +106,12 @@ class TrioConnection(psycopg.AsyncConnection[Any]):
         try:
             return await self._drive(gen, timeout)
         except (trio.Cancelled, KeyboardInterrupt):
-            if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            if self._pipeline:
+                self.pgconn.finish()  # answers of several statements are on their way: nobody could sort them out
+            elif self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 await self._abandon(gen)
+            with suppress(psycopg.Error):
+                gen.close()
             raise
 
     async def _drive(self, gen: PQGen[Any], timeout: float | None) -> Any:
@@ -205,7 +210,8 @@ async def _block_both(fileno: int) -> None:
     async with trio.open_nursery() as nursery:
 
         async def first(wait: Any) -> None:
-            await wait(fileno)
+            with suppress(OSError, trio.ClosedResourceError):  # the next read or write says what is wrong
+                await wait(fileno)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(first, trio.lowlevel.wait_readable)

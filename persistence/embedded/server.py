@@ -131,19 +131,22 @@ class EmbeddedServer:
         await leftovers.clear(installation.layout.cluster)
         child = start(installation)
         self.pid = child.pid
+        words = Words()
         try:
             async with trio.open_nursery() as nursery:
-                words = Words()
                 nursery.start_soon(words.listen, child)
-                await words.wait_ready(child)
-                self.starts += 1
-                self.last_error = None
-                ready()
-                await leftovers.gone(child.pid)
-                self.last_error = f"exit status {child.wait()}: {words.last}"
+                if await words.say_ready():
+                    self.starts += 1
+                    self.last_error = None
+                    ready()
+                    await leftovers.gone(child.pid)
+                nursery.cancel_scope.cancel()
         finally:
             self.pid = None
             await stop(child)
+        self.last_error = f"exit status {child.returncode}: {words.last or 'no word from it'}"
+        if not words.ready.is_set():
+            raise ServerFailed(f"PostgreSQL did not start ({self.last_error})")
 
 
 @define(eq=False)
@@ -173,8 +176,8 @@ class Words:
         else:
             server_log.debug("%s", line)
 
-    async def wait_ready(self, child: subprocess.Popen[bytes]) -> None:
-        """Raises ServerFailed when the server ends, or says nothing good in time."""
+    async def say_ready(self) -> bool:
+        """Waits for the good word; False when the server ends first, or says nothing in time."""
         with trio.move_on_after(START_TIMEOUT):
             async with trio.open_nursery() as nursery:
 
@@ -184,8 +187,7 @@ class Words:
 
                 nursery.start_soon(first, self.ready)
                 nursery.start_soon(first, self.ended)
-        if not self.ready.is_set():
-            raise ServerFailed(f"PostgreSQL (process {child.pid}) did not start: {self.last or 'no word from it'}")
+        return self.ready.is_set()
 
 
 def make_cluster(bin_dir: Path, layout: Layout) -> None:

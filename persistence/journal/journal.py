@@ -45,7 +45,7 @@ PATIENCE = 2.0
 FLUSH_TIMEOUT = 20.0
 """Seconds after which a write that gets no answer is given up, its connection dropped, and tried again."""
 PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Seconds between attempts while the database takes no writes; the last one stays."""
+"""Seconds between attempts while the database is there but takes no writes; the last one stays."""
 RESERVE = 4
 """Entries of tasks that are already under way are taken up to this many times the bound: what runs may end."""
 
@@ -244,9 +244,12 @@ class PostgresJournal:
                     return
             except StorageDown as problem:
                 self._outage(str(problem), batch)
-            await trio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
-            attempt += 1
-            await self.pool.wait_up()
+            if self.pool.up:
+                await trio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
+                attempt += 1
+            else:
+                attempt = 0
+                await self.pool.wait_up()
 
     async def _once(self, writer: Writer) -> bool:
         """One attempt. Raises StorageDown, also for a server that does not answer in time."""

@@ -196,7 +196,7 @@ async def test_a_task_that_cannot_be_read_does_not_stop_the_others(
 
 # --- recovery equals replay -------------------------------------------------------------------------------
 
-text = st.text(max_size=20)
+text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 output = st.builds(
     Output,
     index=st.integers(0, 3),
@@ -225,7 +225,7 @@ terminal: st.SearchStrategy[EventBody] = st.one_of(
 
 
 @given(bodies=st.lists(running, max_size=6), end=st.none() | terminal, cut=st.integers(0, 7))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_snapshot_and_tail_equal_the_fold_of_the_log_for_every_prefix(
     bodies: list[EventBody], end: EventBody | None, cut: int, conninfo: str
 ) -> None:
@@ -241,9 +241,5 @@ async def test_snapshot_and_tail_equal_the_fold_of_the_log_for_every_prefix(
             await journal.write(story.then(body))
             whole = replay(None, await store.events(story.task_id))
             assert await store.load(story.task_id) == whole
-            assert _storable(whole) == _storable(story.state)
+            assert whole == story.state
         nursery.cancel_scope.cancel()
-
-
-def _storable(state: TaskState | None) -> str:
-    return repr(state).replace("\\x00", "\ufffd")
