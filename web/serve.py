@@ -5,6 +5,7 @@ May import `application` and `engine.otp`.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -78,9 +79,21 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
             nursery.start_soon(_obey, signals, told)
             with told, _watchdog(settings):
                 async with running(settings) as application:
+                    _spare_collections()
                     ready(application.endpoint.urls[0])
                     await trio.sleep_forever()
             nursery.cancel_scope.cancel()
+
+
+def _spare_collections() -> None:
+    """Makes the garbage collector pass over what is here to stay, and come less often.
+
+    Processes, sockets and tasks are hundreds of thousands of objects that live long; with Python's defaults going
+    through them again and again took 40 % of the time of 5,000 clients' connecting, in pauses of up to 300 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 async def _obey(signals: AsyncIterator[int], told: trio.CancelScope) -> None:
