@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import trio
 
-from engine.otp import Reason, self_, send_after
+from engine.otp import Reason, self_, send, send_after
 from web.sockets.channel import Asked, Channel, End, MakeChannel, Refused, Reply, error, ok
+from web.sockets.presence import Presence
 from web.sockets.router import Router
 
 
@@ -42,6 +43,7 @@ class Room(Channel):
 
     async def join(self, params: Any) -> Mapping[str, Any] | Refused:
         params = params or {}
+        self.joins = params.get("joins")
         if "push_first" in params:
             self.push("early", {"n": 1})
         if "wait" in params:
@@ -66,6 +68,8 @@ class Room(Channel):
                 return ok(payload)
             case "status":
                 return Reply(payload["status"], payload["response"])
+            case "who":
+                return ok({"connects": self.connection.params.get("connects"), "joins": self.joins})
             case "quiet":
                 return None
             case "later":
@@ -80,6 +84,9 @@ class Room(Channel):
             case "whisper":
                 self.broadcast("whispered", payload)
                 return ok()
+            case "slowly":
+                send_after(payload["seconds"], self_(), ("at_last", payload))
+                return None
             case "push":
                 self.push("pushed", payload)
                 return None
@@ -101,6 +108,8 @@ class Room(Channel):
         match message:
             case ("joined", payload):
                 self.push("joined", payload)
+            case ("at_last", payload):
+                self.push("at_last", payload)
             case ("answer", Asked() as asked, payload):
                 self.reply(asked, ok(payload))
         return None
@@ -113,6 +122,29 @@ class Room(Channel):
         self.log.add("terminated", self.topic)
 
 
+class Lobby(Channel):
+    """`lobby:*`. Shows who is here."""
+
+    presence: Presence
+
+    @property
+    def who(self) -> str:
+        return self.connection.params.get("user", self.identity.user)
+
+    async def join(self, params: Any) -> Mapping[str, Any] | Refused:
+        send(self_(), "joined")
+        return {}
+
+    async def handle_in(self, event: str, payload: Any) -> Reply | End | None:
+        return ok({"updated": await self.presence.update(self.topic, self.who, payload)})
+
+    async def handle_info(self, message: object) -> End | None:
+        # The difference comes first: clients wait for the state, and apply it after that.
+        await self.presence.track(self.topic, self.who, {"mood": "calm"})
+        self.push("presence_state", await self.presence.list(self.topic))
+        return None
+
+
 class Food(Channel):
     async def join(self, params: Any) -> Mapping[str, Any] | Refused:
         return {"pattern": "food"}
@@ -123,11 +155,16 @@ class Foo(Channel):
         return {"pattern": "foo"}
 
 
-def rooms() -> tuple[Router[MakeChannel], type[Room]]:
+def rooms(presence: Presence) -> tuple[Router[MakeChannel], type[Room]]:
     """A router, and the class of its rooms with a log and gates of its own."""
+
+    class OwnLobby(Lobby):
+        pass
+
+    OwnLobby.presence = presence
 
     class OwnRoom(Room):
         log = Log()
         gates: ClassVar[dict[str, trio.Event]] = {}
 
-    return Router.of(("room:*", OwnRoom), ("food*", Food), ("foo*", Foo)), OwnRoom
+    return Router.of(("room:*", OwnRoom), ("lobby:*", OwnLobby), ("food*", Food), ("foo*", Foo)), OwnRoom

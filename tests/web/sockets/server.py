@@ -24,7 +24,9 @@ from web.auth import AuthSettings, Guard, OriginPolicy
 from web.endpoint import Endpoint, EndpointSettings, Roster
 from web.endpoint.faults import FaultLog
 from web.sockets.door import Door
-from web.sockets.mount import mount
+from web.sockets.longpoll import LongPolls
+from web.sockets.mount import mount, mount_longpoll
+from web.sockets.presence import Presence
 from web.sockets.pubsub import PubSub
 from web.sockets.socket import Protocol
 
@@ -146,12 +148,18 @@ def quiet(report: object) -> None:
 
 @asynccontextmanager
 async def open_server(
-    line: str, *, settings: EndpointSettings | None = None, auth: AuthSettings | None = None, **protocol: Any
+    line: str,
+    *,
+    settings: EndpointSettings | None = None,
+    auth: AuthSettings | None = None,
+    window: float = 10.0,
+    **protocol: Any,
 ) -> AsyncIterator[Server]:
-    router, room = rooms()
+    pubsub, faults = PubSub(), FaultLog()
+    presence = Presence(pubsub)
+    router, room = rooms(presence)
     options = {name: protocol.pop(name) for name in ("origins", "spoken", "admit") if name in protocol}
     options.setdefault("origins", OriginPolicy())
-    pubsub, faults = PubSub(), FaultLog()
     guard = Guard.open(auth or AuthSettings())
     door = Door(Protocol(router, faults=faults, **protocol), pubsub, guard, faults=faults, **options)
     settings = settings or EndpointSettings()
@@ -159,8 +167,11 @@ async def open_server(
     roster = Roster(settings.max_per_user)
     mount(app, "/socket", door, roster, settings)
     mount(app, "/of/<tenant>/custom", door, roster, settings)
+    polls = LongPolls(door, roster, window)
+    mount_longpoll(app, "/socket", polls)
     endpoint = Endpoint(settings, app, roster)
-    children = [pubsub.spec(), DynamicSupervisor.spec(id="sockets", name="sockets")]
+    sockets = DynamicSupervisor.spec(id="sockets", name="sockets")
+    children = [pubsub.spec(), presence.spec(), sockets, polls.spec()]
     if line == "stream":
         children.append(endpoint.spec())
     async with Node.open(report=quiet), trio.open_nursery() as nursery:
