@@ -159,9 +159,17 @@ class Page:
 
     async def press(self, key: str, code: int, modifiers: int = 0) -> None:
         """Presses a key; `modifiers`: 1 Alt, 2 Ctrl, 4 Meta, 8 Shift."""
-        for kind in ("rawKeyDown", "keyUp"):
+        # A key types only when it says what: without a text, Enter would submit no form.
+        typed = {"text": "\r"} if key == "Enter" and not modifiers else {}
+        for kind in ("keyDown" if typed else "rawKeyDown", "keyUp"):
             await self.command(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, modifiers=modifiers
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                modifiers=modifiers,
+                **typed,
             )
 
     async def select(self, selector: str, value: str) -> None:

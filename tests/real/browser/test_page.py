@@ -204,8 +204,46 @@ async def test_the_page_comes_back_by_itself_when_the_server_was_away(
             port = first.url.rpartition(":")[2]
             await first.kill()
             await page.until(f"!({LIVE})")
+            await page.fill("[name=steps]", "2")
+            await page.type("#prompt", "asked meanwhile")
+            await page.click("#send")
+            await page.until("!document.getElementById('composer-problem').hidden")
         with trio.fail_after(60):
             async with serving(data, "--port", port, environment=quiet):
                 await page.until(LIVE, 30)
                 await page.until(f"{card('through it')}.dataset.status === 'completed'", 40)
                 assert len((await words(page, "through it", "[data-part=text]")).split()) >= 60
+                await page.until(f"{card('asked meanwhile')}?.dataset.status === 'completed'", 30)
+                assert await page.run("document.querySelectorAll('.task').length") == 2
+
+
+async def test_a_token_is_asked_for_and_kept_in_the_tab(
+    chromium: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = tmp_path_factory.mktemp("guarded") / "data"
+    guarded = {"ELWIFT_TOKENS": "alice-secret=alice,olga-secret=olga:operator", "ELWIFT_LOCAL_MODEL": "false"}
+    async with serving(data, environment=guarded) as server:
+        async with chromium.page() as page:
+            await page.open(server.url + "/")
+            await page.until("document.querySelector('#token-dialog[open]')")
+            await page.type("#token", "wrong")
+            await page.press("Enter", ENTER)
+            await page.until(
+                "document.querySelector('#token-dialog[open]') && document.getElementById('token').value === ''"
+            )
+            await page.type("#token", "alice-secret")
+            await page.click("#token-dialog button")
+            await page.until(LIVE)
+            assert await page.run("document.getElementById('to-operators').hidden")
+            await generate(page, "guarded", steps=3, interval=0.05)
+            await page.until(f"{card('guarded')}.dataset.status === 'completed'")
+            await page.reload()
+            await page.until(f"{LIVE} && {card('guarded')}")
+            await page.open(server.url + "/operators")
+            await page.until("!document.getElementById('refusal').hidden")
+        async with chromium.page() as page:
+            await page.open(server.url + "/#token=olga-secret")
+            await page.until(LIVE)
+            assert await page.run("location.hash") == ""
+            assert not await page.run("document.getElementById('to-operators').hidden")
+            assert await page.run("document.querySelectorAll('.task').length") == 0

@@ -4,7 +4,7 @@ import { Problem, post } from "./api.js";
 import { sentence } from "./format.js";
 
 const KEPT = "elwift.model";
-const UNREACHABLE_WAITS = [1000, 2000, 4000, 8000]; // milliseconds between tries of a request that found no server
+const WAITS = [500, 1000, 2000, 4000, 6000, 8000, 8000, 8000, 8000, 8000]; // milliseconds between tries of an unheard request
 
 export class Composer {
   /** `created(id)` is called with the id of each new task. */
@@ -81,7 +81,7 @@ export class Composer {
 
   // The key makes trying again safe: a request whose answer was lost does not make a second task.
   async #post(body, key) {
-    for (const wait of UNREACHABLE_WAITS) {
+    for (const wait of WAITS) {
       try {
         return await post("/api/tasks", body, { "Idempotency-Key": key });
       } catch (problem) {
