@@ -205,6 +205,7 @@ FAULTS: dict[str, tuple[Fault, float]] = {
 """Every fault, and how often it comes in proportion to the others."""
 
 KILLS = frozenset({"kill_server", "kill_postgres", "kill_both"})
+OUTAGES = frozenset({"kill_postgres", "kill_both", "stop_postgres", "fail_writes", "cut_connections"})
 
 
 def plan(kills: int, chance: random.Random) -> list[str]:

@@ -7,6 +7,7 @@ What comes while a batch is being written makes the next one. While the database
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from itertools import islice
 
 import trio
@@ -27,10 +28,15 @@ RETRY_AFTER = 0.5
 
 @define(eq=False)
 class Outbox:
-    """The outcomes that are not written yet. A plain object: a restarted acknowledger goes on with it."""
+    """The outcomes that are not written yet. A plain object: a restarted acknowledger goes on with it.
 
+    `on_written` is called after each batch.
+    """
+
+    on_written: Callable[[], None] = field(default=lambda: None)
     pending: dict[Fence, JobChange] = field(factory=dict)
     _filled: trio.Event = field(factory=trio.Event)
+    _flushing: trio.Lock = field(factory=trio.Lock)
 
     def put(self, change: JobChange) -> None:
         """Takes the outcome of an attempt, under its fence."""
@@ -39,16 +45,19 @@ class Outbox:
         self._filled.set()
 
     async def flush(self, store: JobStore) -> None:
-        """Writes everything. Raises StorageDown, and then keeps what is not written."""
-        while self.pending:
-            batch = list(islice(self.pending.values(), BATCH))
-            stale = await store.settle(batch)
-            for change in batch:
-                assert change.fence is not None
-                self.pending.pop(change.fence, None)
-            for index in stale:
-                log.warning("the outcome of job %s came too late: its fence is stale", batch[index].job_id)
-            metrics.STALE.inc(len(stale))
+        """Writes everything, one caller at a time. Raises StorageDown, and then keeps what is not written."""
+        async with self._flushing:
+            while self.pending:
+                await self._flush_batch(store, list(islice(self.pending.items(), BATCH)))
+
+    async def _flush_batch(self, store: JobStore, batch: list[tuple[Fence, JobChange]]) -> None:
+        stale = await store.settle([change for _, change in batch])
+        for fence, _ in batch:
+            del self.pending[fence]
+        for index in stale:
+            log.warning("the outcome of job %s came too late: its fence is stale", batch[index][0].job_id)
+        metrics.STALE.inc(len(stale))
+        self.on_written()
 
     def fences(self) -> list[Fence]:
         """What is still held until its outcome is written."""

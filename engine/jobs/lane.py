@@ -220,6 +220,7 @@ class Lane:
     def _change_committed(self, change: JobChange) -> None:
         if change.fence is not None:
             self._settled(change.fence)
+            self.room_again()
             self._claim_stored(self.memory.changed(change.fence))
         self._end_if_ordered(change)
 
@@ -288,6 +289,12 @@ class Lane:
             self.line.leave(job.priority, job.user)
             self._start(job, stored=True)
         self.kick()
+
+    def room_again(self) -> None:
+        """Outcomes were written: a limit over all nodes may have room again."""
+        if self.config.global_limit is not None and self.config.rate is None:
+            self.claim_after = 0.0
+            self.kick()
 
     def fail_claim(self, retry_in: float) -> None:
         """The database is away."""

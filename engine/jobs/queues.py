@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID, uuid4
 
+import trio
 from attrs import define, field, frozen
 
 from engine.jobs import metrics
@@ -74,12 +75,15 @@ class Queues:
     lanes: dict[str, Lane] = field(init=False)
     bells: dict[str, Bell] = field(init=False)
     claims: dict[str, Claims] = field(init=False)
-    outbox: Outbox = field(init=False, factory=Outbox)
+    outbox: Outbox = field(init=False)
     heart: Heart = field(init=False)
     hearing: Hearing = field(init=False)
     counted: dict[str, QueueCounts] = field(init=False, factory=dict)
+    settings_changed: trio.Event = field(init=False, factory=trio.Event)
+    """Set when an operator may have set something, here or on another node."""
 
     def __attrs_post_init__(self) -> None:
+        self.outbox = Outbox(self._room_again)
         identity = Identity(self.node, self.boot, self.timing.lease)
         self.bells = {name: Bell(queue_name(name)) for name in self.configs}
         self.lanes = {
@@ -166,7 +170,7 @@ class Queues:
             if (lane := self.lanes.get(setting.queue)) is not None:
                 lane.paused = setting.paused
                 lane.limit = lane.config.limit if setting.limit is None else setting.limit
-                lane.kick()
+                lane.wake()
 
     async def cancel(self, job_id: UUID, reason: str = "requested") -> None:
         """Ends a job that belongs to no task, wherever it stands or runs; a finished one stays as it is."""
@@ -199,7 +203,9 @@ class Queues:
                 self.wake({notice.subject})
             case NoticeKind.STOP:
                 self.stop(notice.subject, notice.token)
-            case _:
+            case NoticeKind.SETTINGS:
+                self.settings_changed.set()
+            case NoticeKind.PING:
                 return
 
     def count(self, counts: Sequence[QueueCounts]) -> None:
@@ -210,6 +216,10 @@ class Queues:
             lane.line.reset(count.waiting)
             lane.executing = count.executing
             _publish(self.stats_of(name))
+
+    def _room_again(self) -> None:
+        for lane in self.lanes.values():
+            lane.room_again()
 
     # --- looking ---
 

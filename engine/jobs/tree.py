@@ -83,6 +83,7 @@ def _clockwork(queues: Queues) -> list[ChildSpec]:
     timing, clock = queues.timing, Clockwork(queues)
     return [
         _process("notifier", hear, queues),
+        _process("settings", follow_settings, queues),
         _process("heart", every, timing.heartbeat, clock.beat, True),
         _process("poll", every, timing.poll, clock.poll),
         _process("stager", every, timing.stage, clock.stage, True),
@@ -121,6 +122,18 @@ async def hear(queues: Queues) -> None:
     await listen(queues.store, queues.hearing, queues.on_notice, queues.timing.ping)
 
 
+async def follow_settings(queues: Queues) -> None:
+    """Takes over what operators set on any node, when a notification says so and at each poll."""
+    init_ack()
+    while True:
+        await queues.settings_changed.wait()
+        queues.settings_changed = trio.Event()
+        try:
+            queues.apply(await queues.store.settings())
+        except StorageDown as problem:
+            log.debug("the queues' settings are read at the next poll: %s", problem)
+
+
 class Clockwork:
     """The steps of the periodic processes (see `clockwork.every`)."""
 
@@ -144,6 +157,7 @@ class Clockwork:
 
     async def poll(self) -> float | None:
         self._queues.wake()
+        self._queues.settings_changed.set()
         return None if self._queues.hearing.push else 1.0
 
     async def stage(self) -> float | None:

@@ -24,11 +24,13 @@ _HOLD: LiteralString = """
     FROM picked WHERE j.id = picked.id
 """
 
+# A paused queue is paused for every node at once, also for one that has not heard of it yet.
 # The CTE is a fence: as a bare subquery the planner may run it again and lock more rows than the limit allows.
 CLAIM: LiteralString = f"""
 WITH picked AS MATERIALIZED (
     SELECT id FROM jobs WHERE state = 'available' AND queue = %(queue)s
-    ORDER BY priority, turn, id LIMIT %(demand)s FOR UPDATE SKIP LOCKED
+        AND NOT EXISTS (SELECT FROM job_queues WHERE name = %(queue)s AND paused)
+    ORDER BY priority, turn, id LIMIT %(demand)s FOR UPDATE OF jobs SKIP LOCKED
 )
 {_HOLD}
 RETURNING {JOB}
@@ -37,12 +39,13 @@ RETURNING {JOB}
 # A queue with a limit over all nodes is claimed under its own row's lock. The lock is a statement of its own: only a
 # later statement's snapshot sees what the previous holder of the lock has claimed.
 LOCK_QUEUE: LiteralString = """
-    SELECT paused FROM job_queues WHERE name = %(queue)s FOR UPDATE
+    SELECT FROM job_queues WHERE name = %(queue)s FOR UPDATE
 """
 
 CLAIM_LIMITED: LiteralString = f"""
 WITH gate AS (
-    SELECT %(global_limit)s::int - (SELECT count(*) FROM jobs WHERE state = 'executing' AND queue = %(queue)s) AS free,
+    SELECT CASE WHEN paused THEN 0 ELSE %(global_limit)s::int END
+               - (SELECT count(*) FROM jobs WHERE state = 'executing' AND queue = %(queue)s) AS free,
            least(%(allowed)s::float8, rate_tokens + %(allowed)s::float8 * coalesce(
                extract(epoch FROM clock_timestamp() - rate_at) / %(period)s::float8, 1.0)) AS tokens
     FROM job_queues WHERE name = %(queue)s

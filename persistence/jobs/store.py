@@ -37,7 +37,7 @@ from persistence.jobs.rows import CHANNEL, Connection, apply_changes, insert_job
 from persistence.outage import is_outage
 from persistence.pool import Pool
 
-FULL_WAIT = 0.5
+FULL_WAIT = 0.1
 """Seconds until a claim that met the global limit is tried again: another node may have finished a job."""
 
 

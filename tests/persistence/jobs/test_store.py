@@ -13,6 +13,7 @@ from engine.jobs.job import Cancel, Complete, Discard, Job, JobChange, JobState,
 from engine.jobs.lifecycle import MAX_RESCUES
 from engine.jobs.ports import Claim, Claimed, Notice, NoticeKind, QueueSetting, Rate, Retention
 from engine.ports import StorageDown
+from persistence.jobs import statements
 from persistence.jobs.store import PostgresJobStore, parse_notice
 from persistence.pool import Pool
 
@@ -113,10 +114,8 @@ async def test_a_claim_is_a_scan_of_the_line_index_and_sorts_nothing(database: P
     await store.insert([a_job(str(n % 50)) for n in range(3000)])
     async with database.connection() as conn:
         await conn.execute("ANALYZE jobs")
-        cursor = await conn.execute(
-            "EXPLAIN SELECT id FROM jobs WHERE state = 'available' AND queue = 'default' "
-            "ORDER BY priority, turn, id LIMIT 10 FOR UPDATE SKIP LOCKED"
-        )
+        args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0}
+        cursor = await conn.execute(f"EXPLAIN {statements.CLAIM}", args)
         plan = "\n".join(row[0] for row in await cursor.fetchall())
     assert "jobs_line" in plan
     assert "Sort" not in plan
