@@ -1,4 +1,4 @@
-"""What an earlier run left behind: a PostgreSQL that outlived our `kill -9`, and its lock file.
+"""What an earlier run left behind: a PostgreSQL that outlived our `kill -9`, and its lock files.
 
 A process counts as ours only when it runs a program called `postgres` in the very folder of the cluster; a number
 in a file proves nothing, since numbers are used again. Needs Linux's /proc; elsewhere PostgreSQL's own lock file
@@ -50,20 +50,24 @@ def locked_by(cluster: Path) -> int | None:
         return None
 
 
-async def clear(cluster: Path) -> bool:
+async def clear(cluster: Path, sockets: Path) -> bool:
     """Stops what still runs in `cluster` and waits for its end; True when there was something.
 
-    A lock file is left to PostgreSQL itself, except when its number now belongs to a stranger: PostgreSQL would
-    take that one for a server and refuse to start.
+    Then the lock files go: PostgreSQL judges them by a process number alone, and refuses to start while that number
+    belongs to a stranger, or to a dead server that nobody has reaped yet.
     """
     found = running_in(cluster)
     if found:
         log.warning("stopping a PostgreSQL that an earlier run left behind (process %s)", found[0])
         await _stop(cluster, locked_by(cluster))
-    holder = locked_by(cluster)
-    if holder is not None and _alive(holder) and not running_in(cluster):
-        (cluster / "postmaster.pid").unlink(missing_ok=True)
+    _remove_locks(cluster, sockets)
     return bool(found)
+
+
+def _remove_locks(cluster: Path, sockets: Path) -> None:
+    if Path("/proc/self/exe").exists() and not running_in(cluster):
+        for lock in (cluster / "postmaster.pid", *sockets.glob(".s.PGSQL.*")):
+            lock.unlink(missing_ok=True)
 
 
 async def _stop(cluster: Path, server: int | None) -> None:
@@ -85,16 +89,6 @@ def _signal(pid: int | None, sign: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, sign)
             os.kill(pid, signal.SIGCONT)  # one that was stopped takes no other signal but SIGKILL
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 async def gone(pid: int) -> None:

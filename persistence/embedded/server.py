@@ -34,6 +34,7 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 10.0
 PAUSES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 """Seconds before start number n after a death; the last one stays."""
+FIRST_TRIES = 3
 SETTLED = 10.0
 """Seconds of life after which a start counts as good and the pauses begin anew."""
 
@@ -98,7 +99,7 @@ class EmbeddedServer:
         """Runs the server until cancelled, then stops it; `ready` is called after each good start.
 
         Raises:
-            FolderError, ServerFailed: the first start failed. Later ones are tried again for ever.
+            FolderError, ServerFailed: it did not start at all, `FIRST_TRIES` times. Later it is tried for ever.
         """
         self.folder.claim()
         installation = await trio.to_thread.run_sync(self._prepare)
@@ -109,7 +110,7 @@ class EmbeddedServer:
                 await self._one_life(installation, ready)
             except (ServerFailed, OSError) as problem:
                 self.last_error = str(problem)
-                if not self.starts:
+                if not self.starts and failures + 1 >= FIRST_TRIES:
                     raise
             failures = 0 if monotonic() - born > SETTLED else failures + 1
             pause = PAUSES[min(failures, len(PAUSES) - 1)]
@@ -128,7 +129,7 @@ class EmbeddedServer:
 
     async def _one_life(self, installation: Installation, ready: Callable[[], None]) -> None:
         """From start to end of one server process."""
-        await leftovers.clear(installation.layout.cluster)
+        await leftovers.clear(installation.layout.cluster, installation.layout.sockets)
         child = start(installation)
         self.pid = child.pid
         words = Words()

@@ -130,7 +130,7 @@ async def test_children_of_a_killed_server_are_seen_off_too(data_dir: Path) -> N
         backends = leftovers.running_in(embedded.layout.cluster)
         assert len(backends) > 2
         os.kill(embedded.pid, signal.SIGSTOP)
-        assert await leftovers.clear(embedded.layout.cluster)
+        assert await leftovers.clear(embedded.layout.cluster, embedded.layout.sockets)
         assert not set(backends) & set(leftovers.running_in(embedded.layout.cluster))
         await connection.close()
 
@@ -142,6 +142,19 @@ async def test_a_lock_file_with_the_number_of_a_stranger_does_not_stop_the_start
     lock.write_text(f"{os.getppid()}\n{embedded.layout.cluster}\n0\n5432\n\n\n     0         0\n")
     async with running(data_dir) as embedded:
         assert await ask(embedded, "SELECT 1") == 1
+
+
+async def test_the_locks_of_a_dead_server_that_nobody_has_reaped_do_not_stop_the_start(data_dir: Path) -> None:
+    async with running(data_dir) as embedded:
+        layout = embedded.layout
+    zombie = subprocess.Popen(["true"])
+    await eventually(lambda: Path(f"/proc/{zombie.pid}/stat").read_text().split()[2] == "Z")
+    for lock in (layout.cluster / "postmaster.pid", layout.sockets / ".s.PGSQL.5432.lock"):
+        lock.write_text(f"{zombie.pid}\n{layout.cluster}\n0\n5432\n{layout.sockets}\n\n     0         0\n")
+    async with running(data_dir) as embedded:
+        assert await ask(embedded, "SELECT 1") == 1
+        assert embedded.starts == 1
+    zombie.wait()
 
 
 async def test_our_own_death_takes_the_server_along(data_dir: Path) -> None:
