@@ -1,6 +1,6 @@
 """Checks a task's input against its model's JSON Schema, and says which field is wrong, in our own words.
 
-The words never repeat the value: it may be a long or a private prompt. May import jsonschema and the errors.
+The words never repeat the value: it may be a long or a private prompt. May import jsonschema-rs and the errors.
 """
 
 from __future__ import annotations
@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jsonschema
-from jsonschema.exceptions import SchemaError, ValidationError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
+from jsonschema_rs import Draft202012Validator, ReferencingError, ValidationError
 
 from engine.errors import Problem, UserError
 
@@ -24,25 +21,55 @@ class InputCheck:
 
     def __init__(self, schema: dict[str, Any]) -> None:
         try:
-            jsonschema.Draft202012Validator.check_schema(schema)
-        except SchemaError as wrong:
-            raise UserError("invalid_schema", f"The input schema is no JSON Schema: {wrong.message[:200]}") from wrong
-        # An empty registry of its own: a `$ref` to somewhere else must not make the server fetch it.
-        self._validator = jsonschema.Draft202012Validator(schema, registry=Registry())
+            self._validator = Draft202012Validator(schema, retriever=_nothing_from_elsewhere)
+        except (ValidationError, ReferencingError, ValueError) as wrong:
+            reason = getattr(wrong, "message", str(wrong))
+            raise UserError("invalid_schema", f"The input schema is no JSON Schema: {reason[:200]}") from wrong
+        self._schema = schema
 
     def __call__(self, given: dict[str, Any]) -> None:
         """Raises UserError (`invalid_input`), with the fields that are wrong, unless `given` fits."""
-        problems = tuple(dict.fromkeys([*_unsafe(given), *self._unfit(given)]))[:MAX_PROBLEMS]
-        if problems:
-            first = problems[0]
-            raise UserError("invalid_input", f"{first.where or 'The input'} {first.message}.", details=problems)
+        problems = tuple(_unsafe(given))
+        if not problems:
+            if self._validator.is_valid(given):
+                return
+            found = (problem for error in self._validator.iter_errors(given) for problem in self._problems(error))
+            problems = tuple(dict.fromkeys(found))
+        first = problems[0]
+        message = f"{first.where or 'The input'} {first.message}."
+        raise UserError("invalid_input", message, details=problems[:MAX_PROBLEMS])
 
-    def _unfit(self, given: dict[str, Any]) -> Iterator[Problem]:
-        try:
-            for error in self._validator.iter_errors(given):
-                yield from _problems(error)
-        except Unresolvable as wrong:
-            raise UserError("invalid_schema", "The model's schema refers to something outside itself.") from wrong
+    def _problems(self, error: ValidationError) -> Iterator[Problem]:
+        """What is wrong, once for each field."""
+        path, name, rule = error.instance_path, error.kind.name, self._rule(error)
+        match name:
+            case "required":
+                yield Problem("is missing", pointer([*path, str(error.kind.value)]))
+            case "additionalProperties" if rule is False:
+                unknown = error.kind.value
+                yield from (Problem("is not a field of this model's input", pointer([*path, key])) for key in unknown)
+            case "anyOf" | "oneOf" if isinstance(rule, list) and all("required" in branch for branch in rule):
+                names = " or ".join(" with ".join(branch["required"]) for branch in rule)
+                yield Problem(f"needs {names}", pointer(path))
+            case _ if name in _WORDS:
+                yield Problem(_WORDS[name](rule), pointer(path))
+            case _:
+                yield Problem(f"does not fit the schema's rule {name!r}", pointer(path))
+
+    def _rule(self, error: ValidationError) -> Any:
+        """The value of the rule that was broken: as the schema has it, or, behind a reference, as the error does."""
+        rule: Any = self._schema
+        for step in error.schema_path:
+            try:
+                rule = rule[step]
+            except (KeyError, IndexError, TypeError):
+                return error.kind.value
+        return rule
+
+
+def _nothing_from_elsewhere(uri: str) -> Any:
+    """A `$ref` to somewhere else must not make the server fetch it."""
+    raise ValueError(f"it refers to something outside itself: {uri}")
 
 
 def pointer(path: Sequence[str | int]) -> str:
@@ -77,24 +104,6 @@ def _unsafe_text(path: tuple[str | int, ...], text: str) -> Iterator[Problem]:
             text.encode()
         except UnicodeEncodeError:
             yield Problem("must be text that UTF-8 can carry: it contains half of a surrogate pair", pointer(path))
-
-
-def _problems(error: ValidationError) -> Iterator[Problem]:
-    path, rule = list(error.absolute_path), error.validator_value
-    match error.validator:
-        case "required":
-            yield from (Problem("is missing", pointer([*path, name])) for name in rule if name not in error.instance)
-        case "additionalProperties" if rule is False:
-            known = error.schema.get("properties", {})
-            unknown = (name for name in error.instance if name not in known)
-            yield from (Problem("is not a field of this model's input", pointer([*path, name])) for name in unknown)
-        case "anyOf" | "oneOf" if all("required" in branch for branch in rule):
-            names = " or ".join(" with ".join(branch["required"]) for branch in rule)
-            yield Problem(f"needs {names}", pointer(path))
-        case str(name) if name in _WORDS:
-            yield Problem(_WORDS[name](rule), pointer(path))
-        case name:
-            yield Problem(f"does not fit the schema's rule {name!r}", pointer(path))
 
 
 _TYPES = {

@@ -148,9 +148,14 @@ async def test_a_schema_that_is_none_is_refused_with_the_reason(models: Models) 
 
 
 async def test_a_schema_cannot_make_the_server_fetch_anything(models: Models) -> None:
-    await models.put(evolve(PAINTER, input_schema={"$ref": "http://127.0.0.1:9/secret"}))
-    with pytest.raises(UserError, match="invalid_schema"):
-        models.fit("painter", {"prompt": "x"})
+    with pytest.raises(UserError, match=r"invalid_schema.*outside itself"):
+        await models.put(evolve(PAINTER, input_schema={"$ref": "http://127.0.0.1:9/secret"}))
+
+
+async def test_a_rule_behind_a_reference_is_told(models: Models) -> None:
+    schema = {"properties": {"n": {"$ref": "#/$defs/small"}}, "$defs": {"small": {"type": "integer", "maximum": 3}}}
+    await models.put(evolve(PAINTER, input_schema=schema))
+    assert problems(models, "painter", {"n": 4})["/input/n"] == "must be at most 3"
 
 
 async def test_names_and_origins_are_unique(models: Models) -> None:
