@@ -46,7 +46,7 @@ class Figures:
         rows = [_row("tasks_per_s", sum(self.outcomes.values()) / elapsed, "1/s")]
         for name in ("accept", "first_progress", "completion"):
             samples = sorted(getattr(self, name))
-            rows += [_row(f"{name}_p{p}_ms", _percentile(samples, p) * 1000, "ms") for p in (50, 90, 99) if samples]
+            rows += [_row(f"{name}_p{p}_ms", percentile(samples, p) * 1000, "ms") for p in (50, 90, 99) if samples]
         rows += [_row(f"outcome_{name}", n, "tasks") for name, n in sorted(self.outcomes.items())]
         return rows + [_row(f"fault_{name}", n, "tasks") for name, n in sorted(self.faults.items())]
 
@@ -55,7 +55,7 @@ def _row(name: str, value: float, unit: str) -> dict[str, Any]:
     return {"bench": "load", "name": name, "value": round(value, 3), "unit": unit, "peers": {}}
 
 
-def _percentile(samples: list[float], percent: int) -> float:
+def percentile(samples: list[float], percent: int) -> float:
     return samples[min(len(samples) - 1, math.ceil(len(samples) * percent / 100) - 1)]
 
 
@@ -148,7 +148,10 @@ async def run(options: argparse.Namespace) -> int:
         load = Load(_body(options), http, sockets)
         began = trio.current_time()
         with trio.move_on_after(options.timeout) as limit:
-            await _drive(load, options)
+            async with trio.open_nursery() as nursery:
+                if sys.stderr.isatty() or options.progress:
+                    nursery.start_soon(_progress_bar, load, options.tasks)
+                await drive(load, options.tasks, options.concurrency)
         elapsed = trio.current_time() - began
         if limit.cancelled_caught:
             load.figures.faults["not_done_in_time"] += options.tasks - load.done
@@ -157,17 +160,16 @@ async def run(options: argparse.Namespace) -> int:
     return 1 if load.figures.faults else 0
 
 
-async def _drive(load: Load, options: argparse.Namespace) -> None:
-    limit = trio.CapacityLimiter(options.concurrency)
+async def drive(load: Load, tasks: int, concurrency: int) -> None:
+    """Creates and watches `tasks` tasks, at most `concurrency` of them at once."""
+    limit = trio.CapacityLimiter(concurrency)
 
     async def one(number: int) -> None:
         async with limit:
             await load.one(number)
 
     async with trio.open_nursery() as nursery:
-        if sys.stderr.isatty() or options.progress:
-            nursery.start_soon(_progress_bar, load, options.tasks)
-        for number in range(options.tasks):
+        for number in range(tasks):
             nursery.start_soon(one, number)
 
 
