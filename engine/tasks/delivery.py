@@ -91,13 +91,21 @@ def let_go(runtime: Runtime, live: Live) -> tuple[Live, Pending | None]:
     return _after(live, released), released.refused
 
 
-def refuse_waiting(outbox: Outbox, refusal: Refusal) -> tuple[Answer, ...]:
+@frozen
+class Promised:
+    """Answers that were promised upon entries that were refused: those refused with them, those still to be given."""
+
+    refused: tuple[object, ...]
+    kept: tuple[Answer, ...]
+
+
+def refuse_waiting(outbox: Outbox, refusal: Refusal) -> Promised:
     """Refuses the answers that were promised upon refused entries; those that want the state keep waiting for it."""
     answers = [item for item in outbox.items if isinstance(item, Answer)]
-    for answer in answers:
-        if answer.answer is not None:
-            reply(answer.caller, refusal)
-    return tuple(answer for answer in answers if answer.answer is None)
+    refused = [item for item in answers if item.answer is not None]
+    for item in refused:
+        reply(item.caller, refusal)
+    return Promised(tuple(item.answer for item in refused), tuple(item for item in answers if item.answer is None))
 
 
 def as_news(told: TaskState, events: tuple[TaskEvent, ...]) -> Iterator[TaskHappened]:

@@ -33,6 +33,7 @@ Key = tuple[int, float, UUID]
 
 def specs(runtime: Runtime) -> tuple[ChildSpec, ChildSpec]:
     """The supervisor of the TaskServers, and the recovery that fills it: two children of the tree, in this order."""
+    telemetry.TASKS_LIVE.set_function(lambda: len(runtime.stash))
     return (
         DynamicSupervisor.spec(id=TASKS, name=TASKS, intensity=RESTARTS, period=RESTART_PERIOD),
         ChildSpec(id="recovery", start=Start.process(recover, runtime, name="recovery"), restart=TRANSIENT),

@@ -121,8 +121,10 @@ async def _begin(runtime: Runtime, job: Job, task_id: UUID, attempt_id: UUID) ->
     match await lookup.ask(runtime, task_id, request):
         case AttemptBegun(number, task):
             return Begun(attempt_id, number, task)
-        case Refusal(code=code):
+        case Refusal(code="terminal" | "stale_job" as code):
             return Cancel(code)
+        case Refusal(code=code):  # what this node knew of the task was out of date; by then it is not
+            return Snooze(runtime.clock() + STORAGE_PAUSE, code)
         case _:
             return Cancel("the task is over")
 

@@ -292,10 +292,11 @@ class TaskServer(GenServer[Live]):
     def _refused(self, live: Live, refused: Pending) -> Live:
         """Another outcome was first, or the lease is somebody else's: what we hold is void from there on."""
         log.warning("journal entry refused", task_id=str(live.task.id), receipt=repr(refused.receipt))
-        live = _stopped(live, "lease_lost")
-        answers = delivery.refuse_waiting(live.outbox, Refusal("superseded", "The task went on elsewhere."))
+        promised = delivery.refuse_waiting(live.outbox, Refusal("superseded", "The task went on elsewhere."))
+        beginning = any(isinstance(answer, msg.AttemptBegun) for answer in promised.refused)
+        live = _let_go(live) if beginning else _stopped(live, "lease_lost")  # one that begins hears the refusal
         cast(self_(), Reload())
-        return evolve(live, task=live.outbox.told, outbox=Outbox(live.outbox.told, answers))
+        return evolve(live, task=live.outbox.told, outbox=Outbox(live.outbox.told, promised.kept))
 
     async def _reloaded(self, live: Live) -> Live:
         """Takes over what the store has, and tells subscribers what they missed."""

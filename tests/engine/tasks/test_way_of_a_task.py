@@ -663,6 +663,25 @@ async def test_an_entry_that_the_journal_refuses_makes_the_store_the_truth() -> 
         assert logged(h, accepted) == [ev.Created, ev.Started, ev.Completed]
 
 
+async def test_a_node_whose_knowledge_is_out_of_date_learns_and_runs_the_job_later(autojump_clock: Any) -> None:
+    async with house() as h:
+        accepted, watcher = await begin_watched(
+            h, steps=1, interval=0, fail_at=1, fail_kind="retryable", retry_after=60
+        )
+        await watcher.until(lambda w: ev.AttemptFailed in w.events)
+        # meanwhile another node made an attempt, which failed too
+        state = h.storage.tasks[accepted.task.id]
+        for body in (ev.Started("simulate", "simulate"), ev.AttemptFailed("x", "y", "z", 0.0)):
+            log = h.storage.logs[state.id]
+            attempt = 2 if isinstance(body, ev.Started) else log[-1].attempt
+            log.append(ev.TaskEvent(state.id, len(log) + 1, h.clock(), attempt, ev.Actor.WORKER, body))
+        h.queue.start(h.storage.jobs[state.job_id], 3, 0.0)  # type: ignore[index]
+        await watcher.final()
+        assert isinstance(h.queue.outcomes[-2], Snooze)
+        assert [n.event.seq for n in watcher.told(TaskHappened)] == [2, 3, 4, 5, 6, 7]
+        assert [n.event.attempt for n in watcher.told(TaskHappened)] == [1, 1, 2, 2, 3, 3]
+
+
 async def test_a_worker_that_is_drained_leaves_the_attempt_open_and_the_next_one_voids_it() -> None:
     provider = Scripted()
     async with house({"simulate": provider}) as h:
