@@ -116,15 +116,19 @@ class RawClient:
 
 
 @asynccontextmanager
-async def connect(port: int) -> AsyncIterator[RawClient]:
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    async with stream:
+async def connect(port: int, receive_buffer: int = 0) -> AsyncIterator[RawClient]:
+    """A connection; with `receive_buffer` (bytes) its kernel takes little on its behalf."""
+    sock = trio.socket.socket()
+    if receive_buffer:
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_buffer)
+    await sock.connect(("127.0.0.1", port))
+    async with trio.SocketStream(sock) as stream:
         yield RawClient(stream)
 
 
 @asynccontextmanager
-async def websocket(port: int, path: str, *headers: str) -> AsyncIterator[RawClient]:
-    async with connect(port) as client:
+async def websocket(port: int, path: str, *headers: str, receive_buffer: int = 0) -> AsyncIterator[RawClient]:
+    async with connect(port, receive_buffer) as client:
         await client.say(upgrade(path, *headers))
         response = await client.response()
         assert response.status == 101, response

@@ -275,7 +275,7 @@ async def test_a_handler_goes_on_while_its_server_drains_and_newcomers_are_refus
         async with trio.open_nursery() as nursery:
             nursery.start_soon(endpoint.drain, 5.0)
             assert await idle.rest() == b"", "whoever has asked for nothing is let go"
-            with pytest.raises(OSError, match="all attempts to connect"):
+            with pytest.raises(OSError, match=r"[Rr]efused|attempts to connect"):
                 await trio.open_tcp_stream("127.0.0.1", port)
             release.set()
             found = await busy.response()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -212,6 +213,44 @@ async def test_a_congested_client_that_catches_up_is_writable_again(node: Node, 
         await until(lambda: log.news)
         assert log.news == [Writable()]
         assert not transport.congested
+
+
+async def test_one_slow_reader_neither_slows_a_hundred_others_nor_grows_memory(node: Node, log: Log) -> None:
+    """It reads 1 KiB at a time, at 1 KiB a second; the others have had everything before it has had a little."""
+    frame, rounds, got = b"x" * 4 * KIB, 150, 0
+
+    async def read_all(client: RawClient) -> None:
+        nonlocal got
+        for _ in range(rounds):
+            assert await client.frame() == (Opcode.TEXT, frame)
+        got += 1
+
+    async def read_slowly(client: RawClient) -> None:
+        while await client.stream.receive_some(KIB):  # noqa: ASYNC110  # being slow is what it is for
+            await trio.sleep(1)
+
+    async with running(socket_app(log), max_outbox=128 * KIB) as endpoint, AsyncExitStack() as stack:
+        async with trio.open_nursery() as slow, trio.open_nursery() as healthy:
+            reader = await stack.enter_async_context(websocket(endpoint.port, "/socket", receive_buffer=4 * KIB))
+            slow.start_soon(read_slowly, reader)
+            for _ in range(100):
+                client = await stack.enter_async_context(websocket(endpoint.port, "/socket"))
+                healthy.start_soon(read_all, client)
+            for _ in range(rounds):
+                for transport in log.transports:
+                    transport.send_text(frame)
+                    assert transport._queued <= 132 * KIB  # type: ignore[attr-defined]
+                await until(lambda: not any(t.congested for t in log.transports[1:]))
+            assert log.transports[0].closed
+            healthy.cancel_scope.deadline = trio.current_time() + 20
+            slow.start_soon(_cancel_when, slow, lambda: got == 100)
+        assert got == 100
+        assert [news for news in log.news if isinstance(news, Closed)] == [Closed(1013, "too slow")]
+
+
+async def _cancel_when(nursery: trio.Nursery, condition: Callable[[], object]) -> None:
+    await until(condition)
+    nursery.cancel_scope.cancel()
 
 
 async def test_nothing_is_read_until_the_owner_resumes(node: Node, log: Log) -> None:
