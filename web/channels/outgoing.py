@@ -46,8 +46,8 @@ def _make(news: Told, topic: str) -> Event:
             return TextDelta(topic, payloads.text_delta(news))
         case TaskDurable():
             return Event(topic, "durable", payloads.durable(news))
-        case TaskHappened(event, task):
-            return Event(topic, *payloads.happened(event, task))
+        case TaskHappened(event, task, durability):
+            return Event(topic, *payloads.happened(event, task, durability))
 
 
 class TextDelta(Event):

@@ -49,10 +49,14 @@ def durable(news: TaskDurable) -> Payload:
     return {"task_id": news.task_id, "seq": news.seq, "at": news.at}
 
 
-def happened(event: TaskEvent, task: TaskState) -> tuple[str, Payload]:
-    """The event and payload that tell of a durable event. `task` is the state after it, or a later one."""
+def happened(event: TaskEvent, task: TaskState, durability: Durability = Durability.DURABLE) -> tuple[str, Payload]:
+    """The event and payload that tell of a durable event. `task` is the state after it, or a later one.
+
+    While the database is away an event is told from memory and says so: a crash of the server could still undo it.
+    """
     name, rest = _told(event, task)
-    return name, {"task_id": event.task_id, "seq": event.seq, "at": event.at} | _known(rest)
+    told = {"task_id": event.task_id, "seq": event.seq, "at": event.at} | _known(rest)
+    return name, told if durability is Durability.DURABLE else told | {"durability": durability.value}
 
 
 def _told(event: TaskEvent, task: TaskState) -> tuple[str, Payload]:

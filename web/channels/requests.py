@@ -41,7 +41,7 @@ def parse(payload: Any, shape: type[T]) -> T:
         raise UserError("invalid_payload", f"{what}.", (Problem(what, where),)) from None
 
 
-def new_task(payload: Any, user: str, task_id: UUID | None) -> NewTask:
+def new_task(payload: Any, user: str, task_id: UUID | None, trace_parent: str | None) -> NewTask:
     """The wish in an `llm_generate`. Raises UserError `invalid_payload`."""
     wish = parse(payload, Generate)
     given = dict(wish.input or {})
@@ -54,6 +54,7 @@ def new_task(payload: Any, user: str, task_id: UUID | None) -> NewTask:
         priority=wish.priority,
         idempotency_key=wish.idempotency_key,
         id=task_id,
+        trace_parent=trace_parent,
     )
 
 

@@ -98,7 +98,8 @@ class TaskChannel(Channel):
 
     async def _generate(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         self.house.check_open()
-        wish = new_task(payload, self.identity.user, self.task_id)
+        trace_parent = self.connection.upgrade.header("traceparent")
+        wish = new_task(payload, self.identity.user, self.task_id, trace_parent)
         try:
             answer = await intake.accept(self.runtime, wish)
         except UserError as refused:

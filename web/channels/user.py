@@ -58,7 +58,8 @@ class UserChannel(Channel):
 
     async def _generate(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         self.house.check_open()
-        answer = await intake.accept(self.house.runtime, new_task(payload, self.user, None))
+        wish = new_task(payload, self.user, None, self.connection.upgrade.header("traceparent"))
+        answer = await intake.accept(self.house.runtime, wish)
         return payloads.accepted(answer)
 
     async def handle_info(self, message: object) -> End | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import parse_qsl
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from engine.otp import TEMPORARY, Address, Pid, start_child, worker
 from web.auth import Credentials, Denied, Guard, Identity, OriginPolicy, negotiate
@@ -28,6 +28,9 @@ SPOKEN = ("phoenix",)
 """The subprotocols that are answered; a client that offers others alone is refused."""
 
 MOST_PARAMS = 100
+
+KEPT_HEADERS = frozenset({"traceparent", "tracestate"})
+"""What a channel may still want to know; a browser's other headers weigh more than its whole connection."""
 
 
 @frozen
@@ -72,7 +75,8 @@ class Door:
         status = self.admit(identity, upgrade)
         if status:
             return self._refuse(upgrade, status, "not admitted")
-        connection = Connection(identity, upgrade, params, self.pubsub, variables or {})
+        kept = tuple((name, value) for name, value in upgrade.headers if name in KEPT_HEADERS)
+        connection = Connection(identity, evolve(upgrade, headers=kept), params, self.pubsub, variables or {})
         return self._accept(connection, serializer, subprotocol)
 
     def _accept(self, connection: Connection, serializer: Serializer, subprotocol: str | None) -> Accept:

@@ -240,9 +240,13 @@ async def test_a_task_accepted_in_memory_says_so_and_later_that_it_is_durable(
     await device.join(topic)
     place.house.storage.down = True
     # An unknown id can be looked for only while the database is there; the join was before.
+    place.house.queue.paused = True
     answer = await device.push(topic, "llm_generate", {"input": {"steps": 3, "interval": 1.0}})
     assert answer["durability"] == "memory"
-    await device.until("started", topic)
+    place.house.queue.paused = False
+    place.house.queue.go()
+    told = await device.until("started", topic)
+    assert [payload["durability"] for name, payload in told if name == "started"] == ["memory"]
     place.house.storage.back()
     events = await device.until("phx_close", topic)
     assert "durable" in names(events)

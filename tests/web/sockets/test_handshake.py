@@ -121,17 +121,24 @@ async def test_case_10_every_handshake_is_judged_by_its_own_token(open_server: O
 
 
 @real_lines
-async def test_case_11_the_request_reaches_the_channels(server: Server) -> None:
-    seen: list[Any] = []
-    server.room.joiner = lambda self: seen.append(self.connection)
+async def test_case_11_the_request_reaches_who_decides_and_the_channels(open_server: Open) -> None:
+    asked: list[Any] = []
+    joined: list[Any] = []
     headers = (("x-application", "swift"), ("user-agent", "test/1"), ("traceparent", "00-a-b-01"))
-    async with server.connect("vsn=2.0.0&name=a+b%20c&name=d&a[b]=1&empty=", headers=headers) as client:
-        await ask(client, "1", "1", "room:1", "phx_join", {})
-    connection = seen[0]
-    assert connection.params == {"vsn": "2.0.0", "name": "d", "a[b]": "1", "empty": ""}
-    assert connection.upgrade.path == "/socket/websocket"
-    assert connection.upgrade.client == "127.0.0.1"
-    assert [connection.upgrade.header(name) for name, _ in headers] == ["swift", "test/1", "00-a-b-01"]
+
+    def admit(identity: Any, upgrade: Any) -> int:
+        asked.append(upgrade)
+        return 0
+
+    async with open_server(admit=admit) as server:
+        server.room.joiner = lambda self: joined.append(self.connection)
+        async with server.connect("vsn=2.0.0&name=a+b%20c&name=d&a[b]=1&empty=", headers=headers) as client:
+            await ask(client, "1", "1", "room:1", "phx_join", {})
+    assert asked[0].path == "/socket/websocket"
+    assert asked[0].client == "127.0.0.1"
+    assert [asked[0].header(name) for name, _ in headers] == ["swift", "test/1", "00-a-b-01"]
+    assert joined[0].params == {"vsn": "2.0.0", "name": "d", "a[b]": "1", "empty": ""}
+    assert joined[0].upgrade.header("traceparent") == "00-a-b-01"
 
 
 @real_lines
