@@ -37,7 +37,8 @@ from engine.otp.dynamic_supervisor import DynamicSupervisor
 from engine.otp.gen_server import Continue, GenServer, NoReply, Ok, Reply, Stop, Timeout, stop
 from engine.otp.messages import HIBERNATE, Call, Cast, Down, ExitSignal, Hibernate, Request
 from engine.otp.node import Node, processes, whereis
-from engine.otp.pid import Address, Pid, Ref, Via
+from engine.otp.partitions import Partitions
+from engine.otp.pid import ROOT, Address, Pid, Ref, Via
 from engine.otp.process import Throw
 from engine.otp.reasons import (
     CALLING_SELF,
@@ -122,6 +123,7 @@ __all__ = [
     "PERMANENT",
     "RESTARTING",
     "REST_FOR_ONE",
+    "ROOT",
     "RUNNING",
     "SHUTDOWN",
     "SUPERVISOR",
@@ -166,6 +168,7 @@ __all__ = [
     "NoReply",
     "Node",
     "Ok",
+    "Partitions",
     "Pid",
     "Plan",
     "Reason",

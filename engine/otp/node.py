@@ -47,7 +47,7 @@ class Node:
         self.table: dict[Pid, Process] = {}
         self.zombies: dict[Pid, Process] = {}
         self.failure: BaseException | None = None
-        self._report = report
+        self.on_report = report
         self._nursery: trio.Nursery | None = None
         self._body: trio.CancelScope | None = None
         self._scope: trio.CancelScope | None = None
@@ -264,7 +264,7 @@ class Node:
 
     def report(self, report: Report) -> None:
         try:
-            self._report(report)
+            self.on_report(report)
         except Exception:  # noqa: BLE001 - reporting must not be able to break what it reports on
             logger.exception("the report handler failed on %r", report)
 
@@ -277,7 +277,7 @@ class Node:
         self.report(ZombieReport(process.pid, process.blueprint.kind, self.kill_grace, stack))
         if self.tracer.on:
             self.tracer.emit(trace.ZombieDeclared(process.pid, process.blueprint.kind))
-        process.finish(KILLED)
+        process.finish(process.exiting)
 
     def abort(self, error: BaseException) -> None:
         """KeyboardInterrupt or SystemExit rose inside a process: the node ends and its block raises it."""

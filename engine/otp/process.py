@@ -83,6 +83,7 @@ class Process:
         "blueprint",
         "blueprints",
         "busy",
+        "condemned",
         "dead",
         "doom",
         "exiting",
@@ -123,6 +124,7 @@ class Process:
         self.life: trio.CancelScope | None = None
         self.exiting: Reason = None
         self.dead = False
+        self.condemned = False
         self.doom: Any = None
         self.trap_exit = blueprint.trap_exit
         self.tied = blueprint.linked
@@ -268,11 +270,14 @@ class Process:
             self._doom_after(self.node.end_grace, self.kill)
 
     def kill(self) -> None:
-        """As `end`, but nothing changes its reason, and after a grace the process is declared a zombie."""
-        if not self.dead and self.exiting is not KILLED:
+        """The end that cannot be trapped, with KILLED, unless it is ending already. After a grace: a zombie."""
+        if self.condemned or self.dead:
+            return
+        self.condemned = True
+        if self.exiting is None:
             self.exiting = KILLED
-            self._cancel()
-            self._doom_after(self.node.kill_grace, partial(self.node.declare_zombie, self))
+        self._cancel()
+        self._doom_after(self.node.kill_grace, partial(self.node.declare_zombie, self))
 
     def _cancel(self) -> None:
         if self.life is not None:

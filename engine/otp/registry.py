@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import trio
@@ -18,6 +19,7 @@ from engine.otp.child_spec import PERMANENT, WORKER, ChildSpec, Start
 from engine.otp.context import current_node, current_process
 from engine.otp.gen_server import GenServer, Ok
 from engine.otp.names import DuplicateNames, UniqueNames
+from engine.otp.node import Node
 from engine.otp.pid import Pid, Via
 from engine.otp.reasons import Reason
 
@@ -201,11 +203,15 @@ class Registry:
     def open(self) -> None:
         self._open = True
 
-    def close(self) -> None:
-        """Empties the table; owners live on without their keys."""
+    def close(self, node: Node, pid: Pid, reason: Reason) -> None:
+        """The registry's process `pid` ended: the table is empty, and its owners, who would go on without the keys
+        that they are known by, get an exit signal as if they were linked to it."""
+        owners = {owner for _, owner, _ in self._names.entries()}
         self._open = False
         self._names.clear()
         self._meta.clear()
+        for owner in owners:
+            node.exit_signal(owner, pid, reason)
 
     def _unique(self) -> UniqueNames:
         if not isinstance(self._names, UniqueNames):
@@ -235,11 +241,9 @@ class Registry:
 class _Owner(GenServer[Registry]):
     """The process that a registry lives and dies with."""
 
-    trap_exit = True
-
     async def init(self, registry: Registry) -> Ok[Registry]:
+        process = current_process()
         registry.open()
+        # A watcher and not `terminate`, which a kill would pass over.
+        process.watch(registry, partial(registry.close, process.node, process.pid))
         return Ok(registry)
-
-    async def terminate(self, reason: Reason, state: Registry) -> None:
-        state.close()

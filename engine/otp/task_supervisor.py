@@ -12,15 +12,15 @@ import trio
 from attrs import frozen
 
 from engine.otp.child_spec import TEMPORARY, ChildSpec, Deadline, Restart, Start
-from engine.otp.context import current_node, process_var
+from engine.otp.context import current_node, current_process, process_var
 from engine.otp.dynamic_supervisor import DynamicSupervisor
 from engine.otp.messages import Down
 from engine.otp.pid import Address, Pid, Ref, new_ref
-from engine.otp.process import Process, call_user
+from engine.otp.process import call_user, run_function
 from engine.otp.reasons import TIMEOUT, CallFailed, Exit
 from engine.otp.signals import demonitor, init_ack, receive
 from engine.otp.slot import Slot
-from engine.otp.start import AsyncFunction, spawn_link
+from engine.otp.start import AsyncFunction, function_blueprint, start
 from engine.otp.supervisor import start_child as start_spec
 
 T = TypeVar("T")
@@ -50,36 +50,31 @@ class TaskSupervisor(DynamicSupervisor):
 
 
 async def _work(owner: Pid | None, ref: Ref, slot: Slot, function: AsyncFunction, args: tuple[Any, ...]) -> None:
-    """Body of a task's process."""
+    """Body of a task's process. It has itself monitored before it says that it is up, so that no end goes unseen."""
+    process = current_process()
+    waiting = None if owner is None else process.node.awaken(owner)
+    if waiting is not None:
+        waiting.monitor(process, ref)
+    process.watch(slot, slot.fail)
     init_ack()
     value = await call_user(function, *args)
-    if owner is None:
-        slot.resolve(value)
-    else:
-        process = current_node().awaken(owner)
-        if process is not None:
-            process.put(TaskResult(ref, value))
+    slot.resolve(value)
+    waiting = None if owner is None else process.node.awaken(owner)
+    if waiting is not None:
+        waiting.put(TaskResult(ref, value))
 
 
-def _pid(process: Process | None) -> Pid | None:
+def _owner() -> Pid | None:
+    process = process_var.get()
     return None if process is None else process.pid
-
-
-def _task(pid: Pid, ref: Ref, slot: Slot, owner: Process | None) -> Task[Any]:
-    node = current_node()
-    process = node.awaken(pid)
-    if owner is not None and process is not None:
-        owner.monitor(process, ref)
-    elif process is not None:
-        process.watch(ref, slot.fail)
-    return Task(ref, pid, None if owner is None else owner.pid, slot)
 
 
 async def async_(function: AsyncFunction, *args: Any) -> Task[Any]:
     """Runs `await function(*args)` in a process linked to the running one."""
-    owner, ref, slot = process_var.get(), new_ref(), Slot()
-    pid = await spawn_link(_work, _pid(owner), ref, slot, function, args)
-    return _task(pid, ref, slot, owner)
+    ref, slot = new_ref(), Slot()
+    blueprint = function_blueprint(_work, run_function, process_var.get())
+    up = await start(current_node(), blueprint, (_owner(), ref, slot, function, args))
+    return Task(ref, up.pid, _owner(), slot)
 
 
 async def async_nolink(supervisor: Address, function: AsyncFunction, *args: Any) -> Task[Any]:
@@ -88,10 +83,10 @@ async def async_nolink(supervisor: Address, function: AsyncFunction, *args: Any)
     Raises:
         StartFailed: MAX_CHILDREN.
     """
-    owner, ref, slot = process_var.get(), new_ref(), Slot()
-    spec = ChildSpec(function, Start.process(_work, _pid(owner), ref, slot, function, args), TEMPORARY)
-    pid = await start_spec(supervisor, spec)
-    return _task(pid, ref, slot, owner)
+    ref, slot = new_ref(), Slot()
+    work = Start.process(_work, _owner(), ref, slot, function, args)
+    pid = await start_spec(supervisor, ChildSpec(function, work, TEMPORARY))
+    return Task(ref, pid, _owner(), slot)
 
 
 async def start_task(
