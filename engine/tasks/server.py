@@ -169,6 +169,8 @@ class TaskServer(GenServer[Live]):
         if (refusal := rules.may_begin(live, request)) is not None:
             reply(caller, refusal)
             return live
+        if live.worker is not None and live.worker.run.fence == request.fence:  # asked again after a crash of ours
+            return _answered(live, caller, msg.AttemptBegun(live.task.attempt, live.task))
         now = self.runtime.clock()
         run = Running(request.attempt_id, request.fence, request.provider, now)
         entry = decide.begin(live.task, now, run, request.model)

@@ -31,14 +31,14 @@ class Watcher:
     pid: Pid | None = None
     _changed: trio.Event = field(factory=trio.Event)
 
-    async def until(self, condition: Callable[[Watcher], object]) -> None:
-        """Waits until the condition holds; fails the test when it does not within PATIENCE seconds."""
-        with trio.fail_after(PATIENCE):
+    async def until(self, condition: Callable[[Watcher], object], patience: float = PATIENCE) -> None:
+        """Waits until the condition holds; fails the test when it does not within `patience` seconds."""
+        with trio.fail_after(patience):
             while not condition(self):
                 await self._changed.wait()
 
-    async def final(self) -> None:
-        await self.until(lambda w: any(isinstance(n, TaskHappened) and n.final for n in w.news))
+    async def final(self, patience: float = PATIENCE) -> None:
+        await self.until(lambda w: any(isinstance(n, TaskHappened) and n.final for n in w.news), patience)
 
     def bodies(self, kind: type[T]) -> list[T]:
         return [n.event.body for n in self.news if isinstance(n, TaskHappened) and isinstance(n.event.body, kind)]
