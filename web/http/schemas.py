@@ -213,6 +213,7 @@ ANSWERS: dict[str, Schema] = {
         }
     ),
     "Queues": _object({"queues": _list(_ref("Queue"))}),
+    "Revocation": _object({"user": _STRING, "revoked": _FLAG, "sockets_closed": _COUNT}),
     "DeadLetters": _object({"jobs": _list(_ANY_OBJECT), "cursor": _nullable(_STRING)}),
     "Overview": _object(
         {

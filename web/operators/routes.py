@@ -6,6 +6,7 @@ Looking needs the operator's role. So do acting, and each act is written to the 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated
 from uuid import UUID
 
@@ -41,6 +42,11 @@ class Scale(msgspec.Struct, forbid_unknown_fields=True):
 _scale = msgspec.json.Decoder(Scale)
 
 
+def nobody(socket_id: str) -> int:
+    """Closes no socket: there is no endpoint."""
+    return 0
+
+
 @define(eq=False)
 class Operators:
     """What the operators' calls work with, beside the house. `root` is the registered name of the tree's root."""
@@ -49,6 +55,8 @@ class Operators:
     version: str = "0.1.0"
     root: str = "elwift"
     recent: Recent = field(factory=Recent)
+    disconnect: Callable[[str], int] = field(default=nobody)
+    """Closes the sockets of this name (`users:<id>`) and answers how many; the endpoint's roster does it."""
 
     # --- looking ---
 
@@ -125,6 +133,23 @@ class Operators:
         await self.queues.scale(name, limit)
         return json(queue_view(self.queues.stats_of(name)))
 
+    async def revoke(self, house: House, ask: Ask) -> Answer:
+        """Shuts a user out until restored, or the next start: refuses their tokens and closes their sockets."""
+        user = ask.args["user"]
+        if user == ask.identity.user:
+            raise UserError("conflict", "You would shut yourself out. Ask another operator.")
+        house.guard.revoke(user)
+        closed = self.disconnect(f"users:{user}")
+        self._record(ask, "revoke", user=user, sockets=closed)
+        return json({"user": user, "revoked": True, "sockets_closed": closed})
+
+    async def restore(self, house: House, ask: Ask) -> Answer:
+        """Lets a user in again who was shut out."""
+        user = ask.args["user"]
+        house.guard.restore(user)
+        self._record(ask, "restore", user=user)
+        return json({"user": user, "revoked": False, "sockets_closed": 0})
+
     def _record(self, ask: Ask, action: str, **about: object) -> None:
         audit.warning("operator", action=action, operator=ask.identity.user, request_id=ask.request_id, **about)
         words = ", ".join(str(value) for value in about.values())
@@ -187,6 +212,8 @@ class Operators:
             _act("/api/queues/<name>/pause", self.pause, "Pause a queue", "Queue", _QUEUE),
             _act("/api/queues/<name>/resume", self.resume, "Resume a queue", "Queue", _QUEUE),
             _act("/api/queues/<name>/scale", self.scale, "Scale a queue", "Queue", (*_BODY, *_QUEUE), "Scale"),
+            _act("/api/users/<path:user>/revoke", self.revoke, "Shut a user out", "Revocation", ("conflict",)),
+            _act("/api/users/<path:user>/restore", self.restore, "Let a user in again", "Revocation", ()),
         )
 
 

@@ -19,7 +19,7 @@ ALL = (*ROUTES, *Operators(None).routes)  # type: ignore[arg-type]  # the table 
 
 @pytest.mark.parametrize("route", ALL, ids=lambda route: route.name)
 def test_every_call_is_documented(route: Route) -> None:
-    path = route.path.replace("<task_id>", "<id>").replace("<model_id>", "<id>")
+    path = route.path.replace("<task_id>", "<id>").replace("<model_id>", "<id>").replace("<path:user>", "<user>")
     assert f"`{route.method} {path}`" in DOCS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -143,12 +144,22 @@ def test_dead_letters_are_listed_without_what_was_asked(olga: httpx.Client, alic
     assert code(olga.get("/api/queues/default/dead-letters?cursor=x")) == (400, "invalid_cursor")
 
 
+def test_a_user_who_is_shut_out_is_refused_until_restored(olga: httpx.Client, bob: httpx.Client) -> None:
+    assert olga.post("/api/users/bob/revoke").json()["revoked"] is True
+    try:
+        assert code(bob.get("/api/tasks")) == (401, "unauthorized")
+    finally:
+        assert olga.post("/api/users/bob/restore").json()["revoked"] is False
+    assert bob.get("/api/tasks").status_code == 200
+    assert code(olga.post("/api/users/olga/revoke")) == (409, "conflict")
+
+
 def test_operators_calls_are_for_operators(alice: httpx.Client, olga: httpx.Client) -> None:
     document = olga.get("/api/openapi.json").json()
     for path, calls in document["paths"].items():
         for method, call in calls.items():
             if call["tags"] == ["operators"]:
-                answer = alice.request(method.upper(), path.replace("{pid}", "1").replace("{name}", "default"))
+                answer = alice.request(method.upper(), re.sub(r"\{\w+\}", "x", path))
                 assert code(answer) == (403, "forbidden"), f"{method} {path}"
 
 

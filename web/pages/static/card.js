@@ -1,7 +1,7 @@
 // One task as a card: made once, then changed in place, so that nothing jumps while text streams in.
 
 import { get, post } from "./api.js";
-import { ago, clock, sentence, size, span } from "./format.js";
+import { ago, clock, count, sentence, size, span } from "./format.js";
 import { TERMINAL } from "./tasks.js";
 
 const LABELS = { queued: "Queued", processing: "Running", completed: "Done", failed: "Failed", cancelled: "Cancelled" };
@@ -37,19 +37,20 @@ export class Card {
     part.cancel.hidden = TERMINAL.has(task.status);
     part.retry.hidden = task.status !== "failed";
     part.copy.hidden = !(task.response && TERMINAL.has(task.status));
-    if (part.log.open) this.#openLog();
+    if (task.seq !== this.logged) this.#openLog();
   }
 
   /** Only the text grew. */
   text(task) {
     const box = this.part.text;
-    box.hidden = !task.response;
+    const said = task.response.trimStart(); // models like to begin with an empty line
+    box.hidden = !said;
     box.classList.toggle("streaming", task.status === "processing");
-    if (task.response === this.shown) return;
+    if (said === this.shown) return;
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    if (task.response.startsWith(this.shown) && box.firstChild) box.firstChild.appendData(task.response.slice(this.shown.length));
-    else box.textContent = task.response;
-    this.shown = task.response;
+    if (said.startsWith(this.shown) && box.firstChild) box.firstChild.appendData(said.slice(this.shown.length));
+    else box.textContent = said;
+    this.shown = said;
     if (atEnd) box.scrollTop = box.scrollHeight;
   }
 
@@ -61,6 +62,9 @@ export class Card {
       const wait = task.error.will_retry_at - Date.now() / 1000;
       words.push(wait > 1 ? `next attempt in ${span(wait)}` : "next attempt soon");
     }
+    const wait = task.status === "queued" && this.feed.tasks.waits.get(task.id);
+    if (wait?.position > 0) words.push(`${count(wait.position)} ahead`);
+    if (wait?.until > Date.now() / 1000 + 1) words.push(`starts in about ${span(wait.until - Date.now() / 1000)}`);
     if (task.status === "processing" && task.started_at) words.push(span(Math.max(0, Date.now() / 1000 - task.started_at)));
     if (task.completed_at && task.started_at) words.push(`took ${span(Math.max(0, task.completed_at - task.started_at))}`);
     if (task.attempt > 1) words.push(`attempt ${task.attempt}`);
@@ -133,6 +137,7 @@ export class Card {
 
   async #openLog() {
     if (!this.part.log.open) return;
+    this.logged = this.task.seq;
     try {
       const { events } = await get(`/api/tasks/${this.id}/events`);
       this.part.events.replaceChildren(...events.map(logLine));

@@ -7,7 +7,7 @@ const KEPT = "elwift.model";
 const WAITS = [500, 1000, 2000, 4000, 6000, 8000, 8000, 8000, 8000, 8000]; // milliseconds between tries of an unheard request
 
 export class Composer {
-  /** `created(id)` is called with the id of each new task. */
+  /** `created(acknowledgement)` is called with the server's word on each new task. */
   constructor(form, created) {
     this.form = form;
     this.created = created;
@@ -67,10 +67,10 @@ export class Composer {
     this.send.disabled = true;
     this.#say(null);
     try {
-      const { task_id: id } = await this.#post(body, crypto.randomUUID?.() ?? String(Math.random()).slice(2));
+      const accepted = await this.#post(body, crypto.randomUUID?.() ?? String(Math.random()).slice(2));
       this.prompt.value = "";
       this.#grow();
-      this.created(id);
+      this.created(accepted);
     } catch (problem) {
       this.#say(problem);
     } finally {

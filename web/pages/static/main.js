@@ -41,7 +41,8 @@ const tasks = new Tasks((id, what) => {
 });
 const socket = new Socket(new URL("/socket", location.href).href, token);
 const feed = new Feed(socket, tasks);
-const composer = new Composer(part("composer"), async (id) => {
+const composer = new Composer(part("composer"), async ({ task_id: id, ...accepted }) => {
+  tasks.expect(id, accepted);
   if (filter !== "all" && filter !== "running") choose("all");
   await feed.refresh(id);
   feed.watch(id);

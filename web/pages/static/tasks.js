@@ -9,6 +9,7 @@ export const TERMINAL = new Set(["completed", "failed", "cancelled"]);
 export class Tasks {
   constructor(listener) {
     this.byId = new Map();
+    this.waits = new Map(); // id -> {position, until}: what was told when the task was accepted
     this.listener = listener;
   }
 
@@ -28,6 +29,11 @@ export class Tasks {
     this.byId.set(task.id, next);
     this.listener(task.id, known ? "changed" : "added");
     return next;
+  }
+
+  /** Keeps what the acknowledgement of a task said of its wait (`until`: Unix time). */
+  expect(id, { queue_position: position = 0, estimated_wait_seconds: wait = 0 }) {
+    this.waits.set(id, { position, until: Date.now() / 1000 + wait });
   }
 
   remove(id) {
