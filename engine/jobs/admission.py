@@ -7,8 +7,9 @@ as the newcomer's own waiting jobs plus one.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
 
 from attrs import define, field, frozen
 
@@ -22,6 +23,12 @@ _WEIGHT = 0.1
 
 _LONGEST_ADVICE = 300.0
 """Seconds; no Retry-After asks for more."""
+
+_ADMISSION_HOLDS = 10.0
+"""Seconds after which a job that was let in and got no row is no longer reckoned with."""
+
+_MOST_STEPS = 50_000
+"""Counts come every two seconds; while the database is away no more than so many steps are remembered."""
 
 
 @frozen
@@ -63,42 +70,110 @@ class _Rank:
         return ahead(mine, others)
 
 
+Key = tuple[int, str]
+"""Priority and user."""
+
+
+@frozen
+class _Step:
+    """Something that happened here after the last counts were taken, and what it did to them."""
+
+    at: float
+    key: Key
+    waiting: int
+    unfinished: int
+
+
 @define
 class Line:
-    """Who waits in one queue, over all nodes, and how many unfinished jobs each user has."""
+    """Who waits in one queue, over all nodes, and how many unfinished jobs each user has.
 
-    _ranks: defaultdict[int, _Rank] = field(factory=lambda: defaultdict(_Rank))
+    Counts of the database are the truth at the moment they are taken (`reset`); what happened here since is added.
+    Who was let in but has no row yet counts at once, so that many who come together see each other.
+    """
+
+    clock: Callable[[], float] = time.monotonic
     unfinished: Counter[str] = field(factory=Counter)
+    _ranks: defaultdict[int, _Rank] = field(factory=lambda: defaultdict(_Rank))
+    _steps: deque[_Step] = field(factory=deque)
+    _admitted: defaultdict[Key, deque[float]] = field(factory=lambda: defaultdict(deque))
 
     @property
     def total(self) -> int:
         return sum(rank.total for rank in self._ranks.values())
 
-    def reset(self, waiting: Iterable[Waiting]) -> None:
-        """Takes the database's counts for the truth."""
-        self._ranks.clear()
-        self.unfinished.clear()
-        for entry in waiting:
-            self._ranks[entry.priority].add(entry.user, entry.jobs)
-            self.unfinished[entry.user] += entry.unfinished
-
-    def join(self, priority: int, user: str | None) -> None:
-        self._ranks[priority].add(user or "", 1)
-
-    def leave(self, priority: int, user: str | None) -> None:
-        self._ranks[priority].add(user or "", -1)
-
-    def ended(self, user: str | None) -> None:
-        """One unfinished job less."""
-        if self.unfinished[user or ""] > 1:
-            self.unfinished[user or ""] -= 1
-        else:
-            del self.unfinished[user or ""]
-
     def ahead(self, priority: int, user: str | None) -> int:
         """How many jobs start before a new one."""
         urgent = sum(rank.total for level, rank in self._ranks.items() if level < priority)
         return urgent + self._ranks[priority].ahead(user or "")
+
+    def reset(self, waiting: Iterable[Waiting], taken_at: float) -> None:
+        """Takes the database's counts, which it was asked for at `taken_at`, for the truth of that time."""
+        self._ranks.clear()
+        self.unfinished.clear()
+        for entry in waiting:
+            self._shift((entry.priority, entry.user), entry.jobs, entry.unfinished)
+        while self._steps and self._steps[0].at < taken_at:
+            self._steps.popleft()
+        for step in self._steps:
+            self._shift(step.key, step.waiting, step.unfinished)
+        self._recount_admitted()
+
+    def _recount_admitted(self) -> None:
+        oldest = self.clock() - _ADMISSION_HOLDS
+        for key, times in list(self._admitted.items()):
+            while times and times[0] < oldest:
+                times.popleft()
+            self._shift(key, len(times), len(times))
+            if not times:
+                del self._admitted[key]
+
+    def admit(self, priority: int, user: str | None) -> None:
+        """A job was let in; its row is about to be written."""
+        key = (priority, user or "")
+        self._admitted[key].append(self.clock())
+        self._shift(key, 1, 1)
+
+    def join(self, priority: int, user: str | None) -> None:
+        """A job stands in line."""
+        self._arrive(priority, user, waiting=1)
+
+    def start_at_once(self, priority: int, user: str | None) -> None:
+        """A job got a slot without standing in line."""
+        self._arrive(priority, user, waiting=0)
+
+    def _arrive(self, priority: int, user: str | None, waiting: int) -> None:
+        self.refuse(priority, user)
+        self._step(priority, user, waiting, 1)
+
+    def refuse(self, priority: int, user: str | None) -> None:
+        """A job that was let in will have no row, or has it now."""
+        key = (priority, user or "")
+        if times := self._admitted.get(key):
+            times.popleft()
+            self._shift(key, -1, -1)
+
+    def leave(self, priority: int, user: str | None) -> None:
+        """A job left the line for a slot."""
+        self._step(priority, user, -1, 0)
+
+    def end(self, priority: int, user: str | None) -> None:
+        """A job left its slot."""
+        self._step(priority, user, 0, -1)
+
+    def _step(self, priority: int, user: str | None, waiting: int, unfinished: int) -> None:
+        key = (priority, user or "")
+        self._steps.append(_Step(self.clock(), key, waiting, unfinished))
+        if len(self._steps) > _MOST_STEPS:
+            self._steps.popleft()
+        self._shift(key, waiting, unfinished)
+
+    def _shift(self, key: Key, waiting: int, unfinished: int) -> None:
+        priority, user = key
+        if waiting:
+            self._ranks[priority].add(user, waiting)
+        if unfinished:
+            self.unfinished[user] = max(0, self.unfinished[user] + unfinished)
 
 
 @define

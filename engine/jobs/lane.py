@@ -86,7 +86,7 @@ class Lane:
     """Jobs that run on all nodes, as last counted."""
     _wakes: int = 0
 
-    line: Line = field(factory=Line)
+    line: Line = field(init=False)
     pace: Pace = field(init=False)
 
     running: dict[UUID, Running] = field(factory=dict)
@@ -105,6 +105,7 @@ class Lane:
     def __attrs_post_init__(self) -> None:
         self.limit = self.config.limit
         self.memory = Memory(self.identity.claim, self.clock)
+        self.line = Line(self.monotonic)
         self.pace = Pace(self.config.typical_seconds)
 
     # --- slots ---
@@ -147,7 +148,7 @@ class Lane:
         """Lets one job of this user in. Raises UserError: `over_quota`, `over_capacity`."""
         estimate = self.estimate(priority, user)
         check(self.config, self.line, user, estimate)
-        self.line.unfinished[user or ""] += 1
+        self.line.admit(priority, user)
         return estimate
 
     # --- the journal's door (see QueueDoor) ---
@@ -155,7 +156,8 @@ class Lane:
     def reserve(self, job: NewJob) -> Lease | None:
         if (lease := self.memory.lease_for_insert(job.id)) is not None:
             return lease
-        self.memory.begin_insert(job.id)
+        if self.memory.begin_insert(job.id):
+            self.line.leave(job.priority, job.user)
         if not self._may_start_at_once(job):
             return None
         self._reserved.add(job.id)
@@ -183,6 +185,7 @@ class Lane:
             self.line.join(job.priority, job.user)
             self.wake()
         elif job.id in self._reserved:
+            self.line.start_at_once(job.priority, job.user)
             self._start(as_job(job, lease, self.clock()), stored=True)
         else:
             self._claim_stored(lease)
@@ -190,6 +193,7 @@ class Lane:
     def _insert_refused(self, job: NewJob) -> None:
         lease = self.memory.inserted(job.id)
         self._reserved.discard(job.id)
+        self.line.refuse(job.priority, job.user)
         if lease is not None:
             self._parked.pop(lease.fence.token, None)
         self.stop(job.id, "refused")
@@ -197,9 +201,10 @@ class Lane:
     def _insert_buffered(self, job: NewJob) -> None:
         lease = self.memory.lease_for_insert(job.id)
         if lease is not None and job.id in self._reserved:
+            self.line.start_at_once(job.priority, job.user)
             self._start(as_job(job, lease, self.clock()), stored=False)
-        else:
-            self.memory.wait(job)
+        elif self.memory.wait(job):
+            self.line.join(job.priority, job.user)
 
     def successor(self, fence: Fence) -> Lease | None:
         return self.memory.lease_after(fence)
@@ -313,6 +318,7 @@ class Lane:
     def start_from_memory(self) -> None:
         """Fills free slots with jobs that only memory knows."""
         while self.open and self.free > 0 and (job := self.memory.next()) is not None:
+            self.line.leave(job.priority, job.user)
             self._start(job, stored=False)
 
     def take(self) -> Running | None:
@@ -322,7 +328,7 @@ class Lane:
     def leave(self, held: Running, journaled: bool) -> float:
         """Frees the slot; how long it was held, in seconds. `journaled`: the outcome comes through the journal."""
         self._free(held)
-        self.line.ended(held.job.user)
+        self.line.end(held.job.priority, held.job.user)
         self.pace.observe(self.monotonic() - held.since)
         if journaled and not held.settled:
             self._settling[held.job.id] = (held.job, self.monotonic())
@@ -362,11 +368,12 @@ class Lane:
         self.kick()
         return True
 
-    def lost(self, job_id: UUID) -> None:
-        """The database refused to extend this lease."""
+    def lost(self, job_id: UUID) -> bool:
+        """The database refused to extend this lease; whether a job had to be stopped for it."""
         held = self.running.get(job_id)
-        if held is not None and held.stored and not held.settled:
-            self.stop(job_id, "lease_lost")
+        if held is None or not held.stored or held.settled:
+            return False
+        return self.stop(job_id, "lease_lost")
 
     # --- leases ---
 

@@ -64,15 +64,23 @@ class Memory:
         self._leases[job_id] = self.claim(job_id, 1)
         return self._leases[job_id]
 
-    def begin_insert(self, job_id: UUID) -> None:
-        """The journal is about to insert the row: from here on the job only starts under a lease written with it."""
-        self._waiting.discard(job_id)
-        self._begun.add(job_id)
+    def begin_insert(self, job_id: UUID) -> bool:
+        """The journal is about to insert the row: from here on the job only starts under a lease written with it.
 
-    def wait(self, job: NewJob) -> None:
-        """The row cannot be inserted now: the job waits in line here, unless it has a lease or may be stored."""
-        if job.id not in self._leases and job.id not in self._begun:
-            self._waiting.push(job.id, job, job.priority, job.user)
+        Whether it waited here.
+        """
+        self._begun.add(job_id)
+        return self._waiting.discard(job_id) is not None
+
+    def wait(self, job: NewJob) -> bool:
+        """The row cannot be inserted now: the job waits in line here, unless it has a lease or may be stored.
+
+        Whether it has joined the line.
+        """
+        if job.id in self._leases or job.id in self._begun or job.id in self._waiting:
+            return False
+        self._waiting.push(job.id, job, job.priority, job.user)
+        return True
 
     def inserted(self, job_id: UUID) -> Lease | None:
         """The row is in the database (or never will be): its first lease, if it has one, is remembered no longer."""

@@ -208,12 +208,12 @@ class Queues:
             case NoticeKind.PING:
                 return
 
-    def count(self, counts: Sequence[QueueCounts]) -> None:
-        """Takes the database's counts for estimates, metrics and operators."""
+    def count(self, counts: Sequence[QueueCounts], taken_at: float) -> None:
+        """Takes the database's counts, asked for at `taken_at` (monotonic), for estimates, metrics and operators."""
         self.counted = {count.queue: count for count in counts}
         for name, lane in self.lanes.items():
             count = self.counted.get(name, QueueCounts(name))
-            lane.line.reset(count.waiting)
+            lane.line.reset(count.waiting, taken_at)
             lane.executing = count.executing
             _publish(self.stats_of(name))
 

@@ -153,7 +153,7 @@ class Clockwork:
         unwritten = [some_lane.identity.hold(fence) for fence in queues.outbox.fences()]
         for job_id in await queues.store.heartbeat(leases + unwritten):
             for lane in queues.lanes.values():
-                lane.lost(job_id)
+                metrics.LOST.labels(lane.name).inc(lane.lost(job_id))
 
     async def poll(self) -> float | None:
         self._queues.wake()
@@ -184,7 +184,8 @@ class Clockwork:
         return 1.0 if deleted == PRUNE_AT_ONCE else None
 
     async def count(self) -> float | None:
-        self._queues.count(await self._queues.store.counts())
+        taken_at = self._queues.monotonic()
+        self._queues.count(await self._queues.store.counts(), taken_at)
         return None
 
     async def cron(self) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from engine.errors import UserError
@@ -10,9 +12,9 @@ from engine.jobs.config import QueueConfig, Rate
 from engine.jobs.ports import Waiting
 
 
-def line(*waiting: tuple[str, int]) -> Line:
-    made = Line()
-    made.reset(Waiting(4, user, jobs, jobs) for user, jobs in waiting)
+def line(*waiting: tuple[str, int], clock: Callable[[], float] = lambda: 0.0) -> Line:
+    made = Line(clock)
+    made.reset((Waiting(4, user, jobs, jobs) for user, jobs in waiting), taken_at=0.0)
     return made
 
 
@@ -38,6 +40,39 @@ def test_the_line_moves_as_jobs_join_and_leave() -> None:
         made.leave(4, "a")
     made.leave(4, "nobody")
     assert (made.total, made.ahead(4, "c")) == (1, 1)
+
+
+def test_those_who_come_together_see_each_other_before_they_have_rows() -> None:
+    made = line(("a", 3))
+    for user in "bcd":
+        made.admit(4, user)
+    assert (made.total, made.ahead(4, "new"), made.unfinished["b"]) == (6, 4, 1)
+    made.join(4, "b")
+    made.start_at_once(4, "c")
+    made.refuse(4, "d")
+    assert (made.total, made.unfinished["b"], made.unfinished["c"], made.unfinished["d"]) == (4, 1, 1, 0)
+
+
+def test_counts_that_were_asked_for_before_a_job_came_do_not_forget_it() -> None:
+    now = 10.0
+    made = line(clock=lambda: now)
+    made.join(4, "a")
+    now = 11.0
+    made.join(4, "b")
+    made.admit(4, "c")
+    made.reset([Waiting(4, "a", 1, 1)], taken_at=10.5)
+    assert (made.total, made.unfinished["b"], made.unfinished["c"]) == (3, 1, 1)
+    made.reset([Waiting(4, "a", 1, 1), Waiting(4, "b", 1, 1)], taken_at=11.5)
+    assert made.total == 3
+
+
+def test_who_was_let_in_and_never_came_is_forgotten() -> None:
+    now = 10.0
+    made = line(clock=lambda: now)
+    made.admit(4, "c")
+    now = 25.0
+    made.reset([], taken_at=25.0)
+    assert (made.total, made.unfinished["c"]) == (0, 0)
 
 
 def test_a_free_slot_means_no_wait() -> None:

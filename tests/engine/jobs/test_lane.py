@@ -209,8 +209,15 @@ def test_a_lease_that_ended_with_its_outcome_is_not_mistaken_for_a_lost_one(worl
     world.flush_insert(job)
     held = world.start_one()
     world.lane.changed(JobChange(job.id, Complete(), held.job.fence), Committed())
-    world.lane.lost(job.id)
+    assert not world.lane.lost(job.id)
     assert not world.lane.stopping
+
+
+def test_a_job_whose_lease_was_lost_is_stopped(world: World) -> None:
+    world.flush_insert(job := new_job())
+    held = world.start_one()
+    assert world.lane.lost(job.id)
+    assert list(world.lane.stopping) == [(held, "lease_lost")]
 
 
 # --- while the database is away ---

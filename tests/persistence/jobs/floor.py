@@ -34,6 +34,7 @@ class Floor:
     pool: Pool
     started: list[Job] = field(factory=list)
     ended: list[Job] = field(factory=list)
+    started_at: dict[UUID, float] = field(factory=dict)
     _news: trio.Event = field(factory=trio.Event)
 
     def tell(self) -> None:
@@ -120,6 +121,7 @@ async def running(
 def _watched(floor: Floor, script: Script) -> Script:
     async def handler(job: Job) -> JobOutcome | Recorded:
         floor.started.append(job)
+        floor.started_at[job.id] = trio.current_time()
         floor.tell()
         try:
             return await script(job)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from uuid import uuid4
 
+import pytest
 import trio
 
+from engine.errors import UserError
 from engine.jobs.backoff import Backoff
 from engine.jobs.config import Cron, QueueConfig
 from engine.jobs.job import Complete, Discard, Job, JobChange, JobOutcome, JobState, Recorded, Retry, Snooze
@@ -332,3 +334,63 @@ async def test_one_users_thousand_jobs_do_not_hold_up_anothers_one(node: Node, d
         gate.open()
         await floor.until(lambda: one.id in {job.id for job in floor.ended})
         assert len(floor.ended) < 100
+
+
+# --- admission ---
+
+
+async def test_on_a_steady_load_the_promised_wait_is_right_within_a_factor_of_two(node: Node, database: Pool) -> None:
+    async def steady(job: Job) -> JobOutcome:
+        await trio.sleep(0.05)
+        return Complete()
+
+    gate = Gate()
+    async with running(database, {"steady": steady, "gate": gate}, QueueConfig(limit=3)) as floor:
+        await floor.queues.insert([new_job("steady") for _ in range(30)])
+        await floor.until(lambda: len(floor.ended) == 30)
+        await floor.queues.insert([new_job("gate") for _ in range(3)])
+        await floor.until(lambda: len(floor.started) == 33)
+        jobs = [new_job("steady") for _ in range(45)]
+        promised = [floor.queues.admit("default", None).wait_seconds for _ in jobs]
+        await floor.queues.insert(jobs)
+        gate.open()
+        asked = trio.current_time()
+        await floor.until(lambda: len(floor.started) == 78)
+    waited = sorted(floor.started_at[job.id] - asked for job in jobs)
+    kept = [promise / 2 <= wait <= promise * 2 for promise, wait in zip(promised, waited, strict=True)]
+    # the first few wait for less than the machine's own hiccups
+    assert sum(kept[5:]) >= 0.9 * len(kept[5:])
+
+
+async def test_a_user_over_quota_is_refused_until_one_of_their_jobs_is_done(node: Node, database: Pool) -> None:
+    gate = Gate()
+    async with running(database, {"gate": gate}, QueueConfig(limit=5, user_quota=2)) as floor:
+        jobs = [new_job("gate", "ann") for _ in range(2)]
+        for job in jobs:
+            floor.queues.admit("default", "ann")
+            await floor.journal(job)
+        with pytest.raises(UserError) as refusal:
+            floor.queues.admit("default", "ann")
+        assert refusal.value.code == "over_quota"
+        floor.queues.admit("default", "bob")
+        gate.let_go(jobs[0].id)
+        await floor.eventually(lambda: _admitted(floor, "ann"))
+
+
+def _admitted(floor: Floor, user: str) -> bool:
+    try:
+        floor.queues.admit("default", user)
+    except UserError:
+        return False
+    return True
+
+
+async def test_the_line_is_counted_over_all_nodes(node: Node, database: Pool) -> None:
+    async with running(database, config=QueueConfig(limit=1, max_waiting=20)) as floor:
+        await floor.queues.pause("default")
+        await PostgresJobStore(database).insert([new_job(user="elsewhere") for _ in range(20)])
+        await floor.eventually(lambda: floor.queues.stats()[0].available == 20)
+        with pytest.raises(UserError) as refusal:
+            floor.queues.admit("default", "ann")
+        assert refusal.value.code == "over_capacity"
+        assert refusal.value.retry_after is not None
