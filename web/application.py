@@ -42,6 +42,7 @@ from engine.otp import (
 )
 from engine.outputs import Outputs
 from engine.ports import ArtifactStore, StorageDown
+from engine.routing import Routing
 from engine.runtime import Runtime
 from engine.tasks import recovery, runner
 from engine.tasks.decide import JOB_WORKER
@@ -81,6 +82,7 @@ class Application:
     draining: bool = False
     persistence: Persistence = field(init=False)
     backends: Backends = field(init=False)
+    routing: Routing = field(init=False)
     runtime: Runtime = field(init=False)
     queues: Queues = field(init=False)
     pubsub: PubSub = field(init=False, factory=PubSub)
@@ -120,6 +122,8 @@ class Application:
             crons=crons(settings),
         )
         persistence.journal.door = self.queues
+        models = Models(persistence.models, self.backends.default_model)
+        self.routing = Routing(models, self.backends.providers)
         self.runtime = Runtime(
             names=Registry(keys=UNIQUE, name="names"),
             channels=Registry(keys=DUPLICATE, name="channels"),
@@ -127,10 +131,10 @@ class Application:
             store=persistence.store,
             snapshots=persistence.snapshots,
             queues=self.queues,
-            models=Models(persistence.models, self.backends.default_model),
+            models=models,
             users=persistence.users,
             artifacts=store,
-            providers=self.backends.providers,
+            providers=self.routing.routed(),
             outputs=Outputs(store, self.backends.fetchers),
         )
         handlers[JOB_WORKER] = runner.handler(self.runtime)

@@ -38,7 +38,8 @@ CONNECTIONS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
 class Backends:
     """The providers by name, the fetchers of their outputs, and the processes that stand behind them."""
 
-    providers: dict[str, Provider] = field(factory=dict)
+    providers: dict[str, list[Provider]] = field(factory=dict)
+    """By name; one instance for each credential."""
     fetchers: dict[str, Fetcher] = field(factory=dict)
     children: list[ChildSpec] = field(factory=list)
     replicate: Replicate | None = None
@@ -68,7 +69,7 @@ class Backends:
 def backends(settings: Settings) -> Backends:
     """All that the settings ask for. Raises UserError when the local model cannot be served."""
     found = Backends()
-    found.providers[SIMULATE.provider] = Simulate()
+    found.providers[SIMULATE.provider] = [Simulate()]
     if settings.local_model:
         _add_local(found, settings)
     if settings.openai_api_key:
@@ -92,35 +93,43 @@ def _add_local(found: Backends, settings: Settings) -> None:
         )
     threads = settings.local_threads or default_threads()
     found.children.append(spec(ModelServerSettings(str(weights), threads=threads, parallel=LOCAL_SLOTS)))
-    found.providers[LOCAL.provider] = Local(found.http, address)
+    found.providers[LOCAL.provider] = [Local(found.http, address)]
 
 
 def _add_openai(found: Backends, settings: Settings) -> None:
     from engine.providers.openai import OpenAI
 
-    key, base_url = settings.openai_api_key, settings.openai_base_url
-    provider = OpenAI(key, base_url)
-    found.providers["openai"] = provider
-    found.closing.append(provider.aclose)
+    base_url = settings.openai_base_url
 
     async def chat_url() -> str:
         return base_url.rstrip("/") or "https://api.openai.com/v1"
 
-    found.providers["openai-chat"] = OpenAICompatible("openai-chat", found.http, chat_url, key)
+    keys = _each(settings.openai_api_key)
+    responses = [OpenAI(key, base_url) for key in keys]
+    found.providers["openai"] = [*responses]
+    found.providers["openai-chat"] = [OpenAICompatible("openai-chat", found.http, chat_url, key) for key in keys]
+    found.closing += [provider.aclose for provider in responses]
 
 
 def _add_anthropic(found: Backends, settings: Settings) -> None:
     from engine.providers.anthropic import Anthropic
 
-    provider = Anthropic(settings.anthropic_api_key, settings.anthropic_base_url)
-    found.providers["anthropic"] = provider
-    found.closing.append(provider.aclose)
+    keys = _each(settings.anthropic_api_key)
+    providers = [Anthropic(key, settings.anthropic_base_url) for key in keys]
+    found.providers["anthropic"] = [*providers]
+    found.closing += [provider.aclose for provider in providers]
 
 
 def _add_gemini(found: Backends, settings: Settings) -> None:
     from engine.providers.gemini import Gemini
 
-    found.providers["gemini"] = Gemini(found.http, settings.gemini_api_key, settings.gemini_base_url)
+    keys = _each(settings.gemini_api_key)
+    found.providers["gemini"] = [Gemini(found.http, key, settings.gemini_base_url) for key in keys]
+
+
+def _each(keys: str) -> list[str]:
+    """Several credentials are separated by commas, and take turns."""
+    return [key.strip() for key in keys.split(",") if key.strip()]
 
 
 def _add_replicate(found: Backends, settings: Settings) -> None:
@@ -130,7 +139,7 @@ def _add_replicate(found: Backends, settings: Settings) -> None:
         base_url=settings.replicate_base_url,
         public_url=settings.public_url if settings.replicate_webhook_secrets else "",
     )
-    found.providers["replicate"] = found.replicate
+    found.providers["replicate"] = [found.replicate]
     fetcher = Fetcher(Policy(hosts=OUTPUT_HOSTS))
     found.fetchers["replicate"] = fetcher
     found.closing.append(fetcher.aclose)

@@ -68,7 +68,7 @@ class Outputs:
         if not 0 <= event.index < self._limits.max_outputs:
             raise _too_many(self._limits.max_outputs)
         with trio.move_on_after(self._limits.max_seconds):
-            fetcher = self._fetchers.get(provider, self._bytes_only)
+            fetcher = self._fetchers.get(event.provider or provider, self._bytes_only)
             async with fetcher.open(event) as source, self._spooled(source) as spooled:
                 return await self._stored(task_id, attempt, event, spooled)
         raise OutputRefused("output_timeout", "The output took too long to fetch or store.", "Try again.", True)

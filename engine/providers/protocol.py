@@ -80,6 +80,8 @@ class OutputReady:
     data: bytes | None = field(default=None, repr=False)
     content_type: str | None = None
     name: str | None = None
+    provider: str | None = None
+    """Whose file it is, when not that of the provider who was asked: files are fetched under its rules."""
 
 
 @frozen
@@ -87,9 +89,13 @@ class UsageReported:
     usage: Usage
 
 
+CACHED = "cached"
+"""The raw status of an answer that was given before."""
+
+
 @frozen
 class Finished:
-    """The last event of a good attempt. `raw_status` is the provider's own word."""
+    """The last event of a good attempt. `raw_status` is the provider's own word, or CACHED."""
 
     raw_status: str = "succeeded"
     metrics: dict[str, Any] | None = None

@@ -101,7 +101,8 @@ def output_stored(task: TaskState, at: float, output: ev.Output) -> Entry:
 def finish(task: TaskState, at: float, run: Running, event: provider.Finished) -> Entry:
     """The attempt succeeded: the whole text, when there is one, and the end."""
     bodies: list[EventBody] = [ev.Responded(task.text, run.usage)] if task.text else []
-    bodies.append(ev.Completed(max(0.0, at - run.started_at), run.usage))
+    cached = event.raw_status == provider.CACHED
+    bodies.append(ev.Completed(max(0.0, at - run.started_at), run.usage, cached))
     prediction = _prediction(task, run, event.raw_status, completed_at=at, usage=run.usage, metrics=event.metrics)
     return _entry(task, at, Actor.WORKER, bodies, _change(run, Complete()), (prediction,))
 
