@@ -163,6 +163,7 @@ class Application:
         if signer and isinstance(store, FolderStore):
             serve_folder(self.http, store, signer)
         self.endpoint = Endpoint(_endpoint(settings), self.http)
+        self.operators.disconnect = self.endpoint.roster.disconnect
         self._build_sockets()
 
     def _build_sockets(self) -> None:
