@@ -83,7 +83,8 @@ class Duplicate:
 
 @frozen
 class Refused:
-    """Nothing was written: `stale_fence`, `terminal` (another outcome was first), `conflict` or `poison`."""
+    """Nothing was written: `stale_fence`, `terminal` (another outcome was first), `conflict`, `poison`, or, in strict
+    mode, `unavailable` (the database went away)."""
 
     reason: str
 

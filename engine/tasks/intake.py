@@ -11,7 +11,7 @@ from time import perf_counter
 from engine import telemetry
 from engine.errors import UserError
 from engine.models.models import Fitted
-from engine.ports import Buffered, Committed, Duplicate, Durability, Refused
+from engine.ports import Buffered, Committed, Duplicate, Durability, JournalFull, Refused
 from engine.runtime import Estimate, Runtime
 from engine.tasks import decide, delivery, lookup
 from engine.tasks.events import Created
@@ -19,6 +19,8 @@ from engine.tasks.ids import new_id
 from engine.tasks.messages import Accepted, NewTask
 from engine.tasks.state import TaskState
 
+RETRY_AFTER = 10.0
+"""Seconds, said to those whom an outage catches in strict mode."""
 DEFAULT_PRIORITY = 4
 DEFAULT_ATTEMPTS = 3
 
@@ -29,7 +31,7 @@ async def accept(runtime: Runtime, new: NewTask) -> Accepted:
     Raises:
         UserError: `unknown_model`, `inactive_model`, `invalid_input`, `over_capacity`, `over_quota`, `task_exists`,
             `unauthorized` (the id is another user's), `idempotency_conflict`, `timeout`.
-        JournalFull: the database is away and memory is full.
+        JournalFull: the database is away, and memory is full or (in strict mode) not enough.
     """
     began = perf_counter()
     fitted = runtime.models.fit(new.model, new.input)
@@ -43,6 +45,8 @@ async def accept(runtime: Runtime, new: NewTask) -> Accepted:
     match await lookup.launch(runtime, live):
         case Duplicate(task_id):
             return await _same(runtime, _found(await lookup.find(runtime, task_id)), birth)
+        case Refused("unavailable"):
+            raise JournalFull(RETRY_AFTER)
         case Refused("poison"):
             raise UserError("invalid_input", "The input cannot be stored.")
         case Refused():

@@ -108,7 +108,7 @@ class Writer:
             stale = await apply_changes(connection, [(change, self._successor(change)) for change in work.changes()])
             row = await mark.fetchone()
         if not stale and all(expected is None or cursor.rowcount == expected for cursor, expected in cursors):
-            self._unsure = (row[0] if row else "", batch)
+            self._doubt(row[0] if row else "", batch)
             await connection.execute("COMMIT")
             self._unsure = None
             return None
@@ -129,9 +129,17 @@ class Writer:
         if row and row[0] == "in progress":
             return False
         self._unsure = None
+        for pending in batch:
+            pending.unsure = False
         if row and row[0] == "committed":
             self._settle_all(batch)
         return True
+
+    def _doubt(self, transaction: str, batch: Sequence[Pending]) -> None:
+        """From now until COMMIT is answered nobody knows."""
+        self._unsure = (transaction, batch)
+        for pending in batch:
+            pending.unsure = True
 
     def _settle_all(self, batch: Sequence[Pending]) -> None:
         for pending in batch:

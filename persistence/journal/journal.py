@@ -38,6 +38,7 @@ from persistence.pool import Pool
 
 log = logging.getLogger(__name__)
 
+UNAVAILABLE = Refused("unavailable")
 BATCH_ENTRIES = 512
 BATCH_BYTES = 4 * 1024 * 1024
 PATIENCE = 2.0
@@ -54,8 +55,9 @@ RESERVE = 4
 class PostgresJournal:
     """Implements `engine.ports.Journal`.
 
-    `bound` and `byte_bound` limit what waits. With `strict`, no new task is taken while the database is away. `door`
-    is the queue's (set it before the tree starts).
+    `bound` and `byte_bound` limit what waits. With `strict` no new task is taken while the database is away, and those
+    that it catches on their way are refused as `unavailable`, unless they may have been committed already: these wait
+    until that is known. `door` is the queue's (set it before the tree starts).
     """
 
     pool: Pool
@@ -217,7 +219,8 @@ class PostgresJournal:
             while not self._ready:
                 self._work = trio.Event()
                 await self._work.wait()
-            batch = self._take()
+            if not (batch := self._take()):
+                continue
             self._flights[number] = batch
             try:
                 await self._persist(Writer(batch, self._written, self.door), batch)
@@ -231,8 +234,10 @@ class PostgresJournal:
         batch: list[Pending] = []
         size = 0
         while self._ready and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
-            batch.append(self._ready.popleft())
-            size += batch[-1].size
+            pending = self._ready.popleft()
+            if not pending.settled:
+                batch.append(pending)
+                size += pending.size
         return batch
 
     async def _persist(self, writer: Writer, batch: list[Pending]) -> None:
@@ -264,6 +269,10 @@ class PostgresJournal:
             self._up, self._since, self._error = True, time(), None
             log.info("the journal writes again; %d entries wait", self._count)
         self.committed += isinstance(receipt, Committed)
+        self._leave(pending, receipt)
+
+    def _leave(self, pending: Pending, receipt: Receipt) -> None:
+        """The last receipt of an entry; the next one of its task moves up."""
         self._settle(pending, receipt)
         behind = self._behind[pending.task_id]
         if behind:
@@ -281,7 +290,10 @@ class PostgresJournal:
             if pending.told and not pending.settled:
                 self._tell_door(pending, Buffered())
         for pending in self._waiting():
-            self._tell_buffered(pending)
+            if not (self.strict and pending.creates):
+                self._tell_buffered(pending)
+            elif not pending.unsure:
+                self._leave(pending, UNAVAILABLE)
 
     def _waiting(self) -> list[Pending]:
         behind = (pending for waiting in self._behind.values() for pending in waiting)

@@ -27,7 +27,8 @@ class Poison(Exception):
 class Pending:
     """An entry on its way, with its rows.
 
-    `told`: its submitter has heard that it is in memory only. `settled`: it has had its last receipt. `since`: when it
+    `told`: its submitter has heard that it is in memory only. `settled`: it has had its last receipt.
+    `unsure`: COMMIT was sent for it and has not been answered. `since`: when it
     was submitted, on trio's clock.
     """
 
@@ -40,6 +41,7 @@ class Pending:
     size: int
     told: bool = False
     settled: bool = False
+    unsure: bool = False
     since: float = 0.0
     followers: list[Pending] = field(factory=list)
     """Other new tasks of the same user with the same idempotency key: they are duplicates of this one, if it lives."""

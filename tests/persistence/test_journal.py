@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -12,6 +12,7 @@ from attrs import evolve
 from engine.jobs.job import Cancel, Complete, Fence, JobChange, NewJob
 from engine.ports import Buffered, Committed, Duplicate, Entry, JournalFull, PredictionChange, Receipt, Refused
 from engine.tasks.events import Output
+from persistence.connection import TrioConnection
 from persistence.journal.journal import PostgresJournal
 from persistence.pool import Pool
 from persistence.store import PostgresTaskStore
@@ -370,6 +371,38 @@ async def test_strict_takes_no_new_task_while_the_database_is_away(
     await trio.to_thread.run_sync(outage.end)
 
 
+async def test_strict_never_says_memory_to_tasks_that_an_outage_catches_on_their_way(
+    database: Pool, store: PostgresTaskStore, outage: Outage
+) -> None:
+    journal, stories = PostgresJournal(database, strict=True), [Story() for _ in range(50)]
+    receipts: dict[UUID, list[Receipt]] = {story.task_id: [] for story in stories}
+    for story in stories:
+        journal.submit(story.begin(), receipts[story.task_id].append)
+    await trio.to_thread.run_sync(outage.begin)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.flush)
+        with trio.fail_after(10):
+            await journal.drained()
+        nursery.cancel_scope.cancel()
+    await trio.to_thread.run_sync(outage.end)
+    await database.wait_up()
+    for task_id, told in receipts.items():
+        assert told == [Refused("unavailable")]
+        assert await store.load(task_id) is None
+
+
+async def test_strict_waits_for_the_truth_about_a_commit_without_an_answer(
+    database: Pool, nursery: trio.Nursery, store: PostgresTaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_the_first_commit(monkeypatch)
+    journal, story, told = PostgresJournal(database, strict=True), Story(), Receipts()
+    nursery.start_soon(journal.flush)
+    journal.submit(story.begin(), told.append)
+    await told.arrived(1)
+    assert told == [Committed()]
+    assert await store.load(story.task_id) == story.state
+
+
 async def test_a_journal_that_is_restarted_goes_on_with_what_it_held(
     database: Pool, store: PostgresTaskStore, outage: Outage
 ) -> None:
@@ -388,11 +421,8 @@ async def test_a_journal_that_is_restarted_goes_on_with_what_it_held(
     assert await store.load(story.task_id) == story.state
 
 
-async def test_a_commit_whose_answer_was_lost_is_not_written_twice(
-    database: Pool, journal: PostgresJournal, store: PostgresTaskStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from persistence.connection import TrioConnection
-
+def lose_the_first_commit(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The first COMMIT reaches the server, its answer does not reach us."""
     execute = TrioConnection.execute
     lost: list[str] = []
 
@@ -405,6 +435,13 @@ async def test_a_commit_whose_answer_was_lost_is_not_written_twice(
         return cursor
 
     monkeypatch.setattr(TrioConnection, "execute", lose_the_answer)
+    return lost
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_written_twice(
+    database: Pool, journal: PostgresJournal, store: PostgresTaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = lose_the_first_commit(monkeypatch)
     story, receipts = Story(), Receipts()
     journal.submit(story.begin(job=job_of(story)), receipts.append)
     await receipts.arrived(2)
