@@ -1,7 +1,7 @@
 """The queue's metrics. Labels are queues, workers and states: never a user, a task or a job.
 
-The gauges that an autoscaler reads are `elwift_jobs_unfinished`, `elwift_jobs_oldest_available_age_seconds` and
-`elwift_jobs_estimated_wait_seconds`.
+The gauges that an autoscaler reads are `elwift_jobs_waiting`, `elwift_jobs_oldest_available_age_seconds` and
+`elwift_job_estimated_wait_seconds`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ QUEUE_WAIT = Histogram(
 DURATION = Histogram("elwift_job_duration_seconds", "How long attempts ran.", ("queue", "worker"), buckets=_RUNS)
 RUNNING = Gauge("elwift_jobs_running", "Jobs in this node's slots.", ("queue",))
 LIMIT = Gauge("elwift_jobs_limit", "This node's slots.", ("queue",))
-WAITING = Gauge("elwift_jobs_unfinished", "Jobs on all nodes, dead letters included, by state.", ("queue", "state"))
+WAITING = Gauge("elwift_jobs_waiting", "Jobs that wait for a slot, on all nodes.", ("queue",))
+IN_STATE = Gauge("elwift_jobs_in_state", "Jobs on all nodes that are not done, and dead letters.", ("queue", "state"))
 OLDEST = Gauge("elwift_jobs_oldest_available_age_seconds", "Age of the job that has waited longest.", ("queue",))
-ESTIMATE = Gauge("elwift_jobs_estimated_wait_seconds", "What a new user's job would wait now.", ("queue",))
+ESTIMATE = Gauge("elwift_job_estimated_wait_seconds", "What a new user's job would wait now.", ("queue",))
 REFUSED = Counter("elwift_jobs_refused", "Admissions refused.", ("queue", "code"))
 RESCUES = Counter("elwift_lease_rescues", "Jobs taken back from a node that was lost.", ("queue",))
 LOST = Counter("elwift_leases_lost", "Jobs that this node had to stop because their lease was gone.", ("queue",))

@@ -254,5 +254,6 @@ def _publish(stats: QueueStats) -> None:
     metrics.LIMIT.labels(stats.queue).set(stats.limit)
     metrics.OLDEST.labels(stats.queue).set(stats.oldest_age or 0.0)
     metrics.ESTIMATE.labels(stats.queue).set(stats.estimated_wait)
+    metrics.WAITING.labels(stats.queue).set(stats.available)
     for state in ("available", "scheduled", "retryable", "executing", "discarded"):
-        metrics.WAITING.labels(stats.queue, state).set(getattr(stats, state))
+        metrics.IN_STATE.labels(stats.queue, state).set(getattr(stats, state))

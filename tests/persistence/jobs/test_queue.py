@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 import trio
+from prometheus_client import REGISTRY
 
 from engine.errors import UserError
 from engine.jobs.backoff import Backoff
@@ -394,3 +395,17 @@ async def test_the_line_is_counted_over_all_nodes(node: Node, database: Pool) ->
             floor.queues.admit("default", "ann")
         assert refusal.value.code == "over_capacity"
         assert refusal.value.retry_after is not None
+
+
+async def test_what_an_autoscaler_reads_is_measured(node: Node, database: Pool) -> None:
+    async with running(database, config=QueueConfig(limit=7)) as floor:
+        await floor.queues.pause("default")
+        await PostgresJobStore(database).insert([new_job() for _ in range(12)])
+        await floor.eventually(lambda: REGISTRY.get_sample_value("elwift_jobs_waiting", {"queue": "default"}) == 12)
+        age = REGISTRY.get_sample_value("elwift_jobs_oldest_available_age_seconds", {"queue": "default"})
+        wait = REGISTRY.get_sample_value("elwift_job_estimated_wait_seconds", {"queue": "default"})
+        limit = REGISTRY.get_sample_value("elwift_jobs_limit", {"queue": "default"})
+    assert age is not None
+    assert age > 0
+    assert wait is not None
+    assert limit == 7
