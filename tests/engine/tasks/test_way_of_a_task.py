@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 import trio
 import trio.testing
-from attrs import define, field
+from attrs import define, evolve, field
 
 from engine.errors import UserError
 from engine.jobs.job import Cancel, Complete, Discard, Fence, JobChange, Recorded, Retry, Snooze
@@ -108,6 +108,16 @@ async def test_every_step_of_simulate_is_reported_once_and_in_order(autojump_clo
         _, watcher = await begin_watched(h, steps=5, interval=0.05)
         await watcher.final()
         assert [(n.progress, n.step) for n in watcher.told(TaskProgress)] == [(i / 5, f"{i}/5") for i in range(1, 6)]
+
+
+async def test_progress_never_falls_whatever_the_provider_says() -> None:
+    provider = Scripted()
+    async with house({"simulate": provider}) as h:
+        _, watcher = await begin_watched(h)
+        for fraction in (0.5, 0.2, 7.0):
+            await provider.says(Progress(fraction, step=str(fraction)))
+            await watcher.until(lambda w, step=str(fraction): step in [n.step for n in w.told(TaskProgress)])
+        assert watcher.progress() == [0.5, 0.5, 1.0]
 
 
 async def test_the_user_hears_of_what_happens_but_not_of_progress() -> None:
@@ -442,6 +452,24 @@ async def test_a_task_server_that_is_killed_loses_nothing(reason: object) -> Non
         await over(h.runtime, accepted.task.id)
         assert h.storage.tasks[accepted.task.id].text == "one two"
         assert logged(h, accepted) == [ev.Created, ev.Started, ev.Responded, ev.Completed]
+
+
+async def test_a_rebuilt_task_server_that_lacks_text_is_sent_it_again() -> None:
+    provider = Scripted()
+    async with house({"simulate": provider}) as h:
+        accepted, watcher = await begin_watched(h)
+        await provider.says(TextDelta("one "))
+        await watcher.until(lambda w: w.text == "one ")
+        server = lookup.whereis(h.runtime, accepted.task.id)
+        live = h.runtime.stash.get(accepted.task.id)
+        assert server is not None
+        assert live is not None
+        blank = evolve(live.task, text="")
+        h.runtime.stash.put(evolve(live, task=blank, outbox=evolve(live.outbox, told=blank)))
+        exit(server, KILL)
+        await provider.says(TextDelta("two"), Finished())
+        await watcher.final()
+        assert watcher.bodies(ev.Responded)[0].text == "one two"
 
 
 async def test_receipts_that_come_while_the_task_server_is_down_are_not_lost() -> None:
