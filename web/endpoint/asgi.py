@@ -63,6 +63,9 @@ class AsgiTransport:
     def send_binary(self, data: bytes) -> None:
         self._put(data, len(data))
 
+    def flush(self) -> None:
+        """Its writer is a task of its own: nothing can be written from here."""
+
     def resume(self) -> None:
         self._resumed.set()
 

@@ -101,6 +101,8 @@ class ChannelServer(GenServer[Channel]):
         self._handled(state.lane)
         if isinstance(answer, Reply):
             state.reply(asked, answer)
+            if not state.lane.pending:
+                state.lane.transport.flush()  # somebody waits for it, and nothing more is to go with it
             return NoReply(state)
         if isinstance(answer, End) and answer.reply is not None:
             state.reply(asked, answer.reply)

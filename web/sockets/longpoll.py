@@ -94,6 +94,9 @@ class PollTransport:
     def send_binary(self, data: bytes) -> None:
         """Nothing: phoenix's long-polling clients have no way to be given bytes."""
 
+    def flush(self) -> None:
+        """Nothing: the client has to ask."""
+
     def resume(self) -> None:
         self._busy = False
         self._changed()

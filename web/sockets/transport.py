@@ -102,6 +102,11 @@ class Transport(Protocol):
         """Queues a binary message, as `send_text`."""
         ...
 
+    def flush(self) -> None:
+        """Writes now what is queued, as far as the kernel takes it, rather than at the end of the loop's turn: for an
+        answer that somebody waits for. A hint; transports that cannot do so without waiting ignore it."""
+        ...
+
     def resume(self) -> None:
         """The owner has dealt with the last `Received` and takes more."""
         ...

@@ -76,6 +76,9 @@ class MemoryTransport:
         self.more.set()
         self.more = trio.Event()
 
+    def flush(self) -> None:
+        pass
+
     def resume(self) -> None:
         self.reading = True
         self._deliver()
