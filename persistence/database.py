@@ -33,6 +33,8 @@ from persistence.store import PostgresTaskStore
 from persistence.users import PostgresUserStore
 from persistence.webhooks import WebhookStore
 
+OLDEST = 130000
+"""The oldest PostgreSQL that will do (it can tell what became of a transaction)."""
 POSTGRES_SHUTDOWN = 20.0
 LAST_FLUSH = 4.0
 """Seconds that the journal and the snapshotter get at the end for what they still hold."""
@@ -89,7 +91,7 @@ class Persistence:
 
         Raises:
             FolderError, FolderInUse: the folder cannot be had.
-            DatabaseUnreachable: there is no answer at the URL.
+            DatabaseUnreachable: there is no answer at the URL, or one of a PostgreSQL that is too old.
         """
         self.folder.claim()
         if self.server is None:
@@ -100,7 +102,11 @@ class Persistence:
                 self.folder.release()
                 why = str(problem).strip() or "no answer within 10 s"
                 raise DatabaseUnreachable(f"The database cannot be reached: {why}") from problem
+            version = connection.info.server_version
             await connection.close()
+            if version < OLDEST:
+                self.folder.release()
+                raise DatabaseUnreachable(f"PostgreSQL {OLDEST // 10000} or newer is needed, not {version // 10000}.")
 
     def release(self) -> None:
         """Gives the data folder back, after the tree has ended."""

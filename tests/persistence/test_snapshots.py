@@ -224,8 +224,8 @@ terminal: st.SearchStrategy[EventBody] = st.one_of(
 )
 
 
-@given(bodies=st.lists(running, max_size=6), end=st.none() | terminal, cut=st.integers(0, 7))
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bodies=st.lists(running, max_size=5), end=st.none() | terminal, cut=st.integers(0, 6))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 async def test_snapshot_and_tail_equal_the_fold_of_the_log_for_every_prefix(
     bodies: list[EventBody], end: EventBody | None, cut: int, conninfo: str
 ) -> None:
