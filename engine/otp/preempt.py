@@ -38,16 +38,14 @@ from attrs import define, evolve, frozen
 from engine.otp import preempt_points
 from engine.otp.context import NoNode, current_node
 from engine.otp.preempt_deadline import deadline_armed
-from engine.otp.preempt_frames import FRAGILE, Standing, preemptible, survey
+from engine.otp.preempt_frames import FRAGILE, Standing, survey
 from engine.otp.preempt_owner import owner
 from engine.otp.preempt_points import Point
 from engine.otp.preempt_reports import Preempted, Stalled, describe_stack, dump_stacks
-from engine.otp.process import Process, call_user
+from engine.otp.process import Process
 from engine.otp.trace import Tracer
 
 _log = logging.getLogger(__name__)
-
-preemptible(call_user)
 
 DEFAULT_BUDGET: Final = 1.0
 STRIKES: Final = 10

@@ -11,7 +11,9 @@ left alone until that frame has returned. Our engine calls the code of its users
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any, Final, TypeVar
 
@@ -29,25 +31,32 @@ FRAGILE: Final = frozenset(
         "attrs",
         "contextlib",
         "importlib",
+        "linecache",
         "logging",
         "outcome",
         "threading",
+        "traceback",
         "trio",
+        "warnings",
         "weakref",
     }
 )
-"""Top-level modules whose functions are never interrupted, nor anything they call."""
+"""Top-level modules whose functions are never interrupted, nor anything they call.
+
+Some of them because something would be left half done, some because the interpreter calls them itself, at any moment
+of any code, and swallows what they raise.
+"""
 
 RITES: Final = frozenset({"__enter__", "__exit__", "__aenter__", "__aexit__", "__del__"})
 """Functions that take or give back a resource: an exception in them would leak it, or be lost."""
 
 _ENGINE: Final = __name__.rpartition(".")[0]
-_PREEMPTIBLE: set[CodeType] = set()
+_PREEMPTIBLE: dict[int, CodeType] = {}  # by identity: code objects compare and hash by what is in them, slowly
 
 
 def preemptible(function: _F) -> _F:
     """Marks a function through which the engine calls its users' code: an interrupt may come below it."""
-    _PREEMPTIBLE.add(function.__code__)
+    _PREEMPTIBLE[id(function.__code__)] = function.__code__
     return trio.lowlevel.disable_ki_protection(function)
 
 
@@ -66,16 +75,24 @@ def survey(frame: FrameType | None, root: FrameType | None, fragile: Collection[
     The innermost marked function decides whether the stack is free, as with trio's protection against Ctrl-C; a
     function that the engine calls back from within a callback is judged by itself.
     """
-    holder, free, judged = None, True, False
+    holder, free, judged, hook = None, True, False, _unraisable_hook()
     while frame is not None:
-        if frame.f_code in _PREEMPTIBLE:
+        if id(frame.f_code) in _PREEMPTIBLE:
             holder, judged = frame, True
-        elif not judged and is_fragile(frame, fragile):
+        elif not judged and (frame.f_code is hook or is_fragile(frame, fragile)):
             free, judged = False, True
         if frame is root:
             return Standing(holder or frame, free)
         frame = frame.f_back
     return Standing(None, False)
+
+
+def _unraisable_hook() -> CodeType | None:
+    """The code that is told of exceptions nobody can get; one of ours would be lost in it."""
+    hook = sys.unraisablehook
+    while isinstance(hook, partial):
+        hook = hook.func
+    return getattr(hook, "__code__", None)
 
 
 def is_fragile(frame: FrameType, fragile: Collection[str] = FRAGILE) -> bool:
