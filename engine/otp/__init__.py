@@ -97,7 +97,7 @@ from engine.otp.supervisor import (
     terminate_child,
     which_children,
 )
-from engine.otp.system import get_state, replace_state, resume, suspend
+from engine.otp.system import Handled, get_state, replace_state, resume, suspend, trace_messages
 from engine.otp.task_supervisor import Task, TaskResult, TaskSupervisor, async_, async_nolink, await_, start_task
 from engine.otp.timers import Timer
 
@@ -159,6 +159,7 @@ __all__ = [
     "Flags",
     "From",
     "GenServer",
+    "Handled",
     "Hibernate",
     "Ignore",
     "Ignored",
@@ -231,6 +232,7 @@ __all__ = [
     "system",
     "terminate_child",
     "trace",
+    "trace_messages",
     "trap_exits",
     "unlink",
     "whereis",

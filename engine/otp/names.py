@@ -26,9 +26,10 @@ class UniqueNames:
 
     def claim(self, key: Hashable, pid: Pid, value: Any = None) -> Pid | None:
         """Gives the key to `pid`; or answers who has it already."""
-        holder = self._owner.setdefault(key, pid)
-        if holder is not pid:
+        holder = self._owner.get(key)
+        if holder is not None:
             return holder
+        self._owner[key] = pid
         if value is not None:
             self._value[key] = value
         return None

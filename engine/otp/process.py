@@ -313,6 +313,8 @@ class Process:
         self.dead = True
         if self.doom is not None:
             self.doom.cancel()
+        crashed = not is_clean(reason) and reason is not KILLED
+        report = self.crash_report(reason) if crashed else None
         self.node.forget(self)
         for via in self.names:
             via.registry.forget(via.key, self.pid)
@@ -324,13 +326,10 @@ class Process:
             watcher(reason)
         for ref, pid in self.monitoring.items() if self.monitoring else ():
             self.node.unwatch(pid, ref)
-        self._report(reason)
-
-    def _report(self, reason: Reason) -> None:
         if self.node.tracer.on:
             self.node.tracer.emit(trace.Exited(self.pid, self.blueprint.kind, reason))
-        if not is_clean(reason) and reason is not KILLED:
-            self.node.report(self.crash_report(reason))
+        if report is not None:
+            self.node.report(report)
 
     def crash_report(self, reason: Reason) -> CrashReport:
         last = self.last

@@ -137,7 +137,7 @@ class Registry:
         """
         process = current_process()
         fence(process)
-        holder = self.claim(key, process.pid, value)
+        holder = self._enter(key, process.pid, value)
         if holder is not None:
             raise AlreadyRegistered(holder)
         process.names.append(Via(self, key))
@@ -188,7 +188,16 @@ class Registry:
     # --- for the engine -----------------------------------------------------------------------------------
 
     def claim(self, key: Hashable, pid: Pid, value: Any = None) -> Pid | None:
-        """Enters a process; answers who has the unique key already. Raises RegistryClosed."""
+        """Names a process that is being started; answers who has the name already.
+
+        Raises:
+            ValueError: keys are not unique here.
+            RegistryClosed: the registry is not running.
+        """
+        self._unique()
+        return self._enter(key, pid, value)
+
+    def _enter(self, key: Hashable, pid: Pid, value: Any) -> Pid | None:
         if not self._open:
             raise RegistryClosed(f"registry {self.name!r} is not running")
         holder = self._names.claim(key, pid, value)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +38,22 @@ class Suspend:
 @frozen
 class Resume:
     """Undoes Suspend; what came meanwhile is handled in order."""
+
+
+@frozen
+class TraceMessages:
+    """Has each message of a server shown to `handler`; None ends that."""
+
+    handler: Callable[[Handled], object] | None
+
+
+@frozen
+class Handled:
+    """One message through a server, and the state after it. `kind` is call, cast or info."""
+
+    kind: str
+    message: object
+    state: object
 
 
 @frozen
@@ -81,6 +96,13 @@ async def resume(server: Address, timeout: float | None = 5.0) -> None:
     await ask(server, Resume(), timeout)
 
 
+async def trace_messages(
+    server: Address, handler: Callable[[Handled], object] | None, timeout: float | None = 5.0
+) -> None:
+    """Shows each message of a server to `handler` after it was handled; None ends that. Costs nothing elsewhere."""
+    await ask(server, TraceMessages(handler), timeout)
+
+
 async def handle(process: Process, entry: System) -> Reason:
     """Answers one system message; a reason when the server is to end."""
     request = entry.request
@@ -96,6 +118,8 @@ async def handle(process: Process, entry: System) -> Reason:
 def _answer(process: Process, request: Any) -> Any:
     if isinstance(request, GetState):
         return process.state
+    if isinstance(request, TraceMessages):
+        _trace(process, request.handler)
     if isinstance(request, ReplaceState):
         try:
             process.state = request.change(process.state)
@@ -105,25 +129,45 @@ def _answer(process: Process, request: Any) -> Any:
     return None
 
 
+def _trace(process: Process, handler: Callable[[Handled], object] | None) -> None:
+    """Puts wrappers in front of this server's callbacks, or takes them away; so the loop need not ask each time."""
+    server = process.behaviour
+    for kind in ("call", "cast", "info"):
+        name = f"handle_{kind}"
+        server.__dict__.pop(name, None)
+        if handler is not None:
+            server.__dict__[name] = _shown(getattr(server, name), kind, handler)
+
+
+def _shown(callback: Any, kind: str, handler: Callable[[Handled], object]) -> Any:
+    async def traced(message: Any, *rest: Any) -> Any:
+        result = await callback(message, *rest)
+        handler(Handled(kind, message, getattr(result, "state", None)))
+        return result
+
+    return traced
+
+
 async def _suspended(process: Process) -> Reason:
-    """Serves system messages and the parent's exit only; the others wait and go back to the front of the mailbox."""
-    waiting: deque[object] = deque()
-    try:
-        while True:
-            if not process.queue:
-                await process.sleep()
-                continue
-            entry = process.queue.popleft()
-            if isinstance(entry, ExitSignal) and entry.pid == process.blueprint.parent:
-                return entry.reason
-            if not isinstance(entry, System):
-                waiting.append(entry)
-            elif isinstance(entry.request, Resume):
-                entry.caller.resolve(None)
-                return None
-            elif isinstance(entry.request, StopServer):
-                return entry.request.reason
-            else:
-                entry.caller.resolve(_answer(process, entry.request))
-    finally:
-        process.queue = deque([*waiting, *(process.queue or ())])
+    """Serves system messages and the parent's exit only; all others stay in the mailbox, and count against its bound.
+
+    Answers None when resumed, else why the server ends.
+    """
+    seen = 0
+    while True:
+        queue = process.queue
+        if queue is None or seen >= len(queue):
+            await process.sleep()
+            continue
+        entry = queue[seen]
+        if isinstance(entry, ExitSignal) and entry.pid == process.blueprint.parent:
+            return entry.reason
+        if not isinstance(entry, System):
+            seen += 1
+            continue
+        del queue[seen]
+        if isinstance(entry.request, StopServer):
+            return entry.request.reason
+        entry.caller.resolve(_answer(process, entry.request))
+        if isinstance(entry.request, Resume):
+            return None

@@ -266,10 +266,13 @@ async def test_a_node_whose_block_is_cancelled_still_shuts_down_in_order(diary: 
 
 
 async def test_an_exception_of_the_block_comes_out_as_it_is(diary: Diary) -> None:
-    with pytest.raises(ValueError, match="mine"):
+    async def failing() -> None:
         async with Node.open():
             await Witness.start(diary, "a")
             raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await failing()
     assert diary.events == ["init a", "stop a"]
 
 
