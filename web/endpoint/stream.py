@@ -142,6 +142,10 @@ class StreamTransport:
         elif early:
             self._take(early)
 
+    @property
+    def _begun(self) -> bool:
+        return self._deliver is not None
+
     def owner_ended(self) -> None:
         """The owner is no more; if it said nothing to the client, it crashed."""
         self.close(CloseCode.CRASHED)
@@ -160,7 +164,7 @@ class StreamTransport:
             self._put(Frame(opcode, payload).serialize(mask=False, extensions=self._ws.extensions))
         else:
             self._put(frame_head(opcode, len(payload)) + payload)
-        if self._queued <= self._hub.settings.high_water or self._strained:
+        if self._queued <= self._hub.settings.high_water or self._strained or not self._begun:
             return
         self.flush()  # more than a turn's worth: try now, to know whether it is the client that is slow
         self._strained = self._queued > self._hub.settings.high_water
@@ -176,8 +180,9 @@ class StreamTransport:
             self._overflow()
 
     def _overflow(self) -> None:
-        """Whole frames are given up, but not the rest of one that has begun: the close frame must be understood."""
-        kept = self._outbox[:1] if self._offset else []
+        """Whole frames are given up, but neither the handshake's answer nor the rest of a frame that has begun: the
+        close frame must be understood."""
+        kept = self._outbox[:1] if self._offset or not self._begun else []
         self._outbox, self._queued = kept, sum(map(len, kept)) - self._offset
         self._hub.faults.client("slow_client", self.upgrade.client, "its outbox was full")
         self.close(CloseCode.TRY_LATER, "too slow")

@@ -6,12 +6,14 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
 from websockets.frames import Frame, Opcode
 
-from engine.otp import KILL, Node, exit
+from engine.otp import KILL, GenServer, Node, Ok, exit
+from tests.web.endpoint.apps import make_app
 from tests.web.endpoint.raw import (
     RawClient,
     binary,
@@ -24,7 +26,8 @@ from tests.web.endpoint.raw import (
     websocket,
 )
 from tests.web.endpoint.running import Log, running, socket_app, until
-from web.sockets.transport import Closed, Received, Writable
+from web.endpoint import serve_socket
+from web.sockets.transport import Accept, Closed, Received, Transport, Writable
 
 KIB = 1024
 
@@ -213,6 +216,32 @@ async def test_a_congested_client_that_catches_up_is_writable_again(node: Node, 
         await until(lambda: log.news)
         assert log.news == [Writable()]
         assert not transport.congested
+
+
+class Talkative(GenServer[None]):
+    """Says a lot before anybody has listened."""
+
+    async def init(self, transport: Transport, frames: int) -> Ok[None]:
+        for _ in range(frames):
+            transport.send_text(b"x" * KIB)
+        return Ok(None)
+
+
+@pytest.mark.parametrize(("frames", "code"), [(100, 1006), (300, 1013)])
+async def test_what_an_owner_says_in_its_init_comes_behind_the_handshake(node: Node, frames: int, code: int) -> None:
+    """Also when it is too much: the client is let in, and told so."""
+    app = make_app()
+
+    @app.websocket("/talkative")
+    async def talkative() -> Any:
+        return await serve_socket(Accept(lambda transport: Talkative.start(transport, frames)))
+
+    async with running(app, max_outbox=256 * KIB) as endpoint, websocket(endpoint.port, "/talkative") as client:
+        if code == 1006:
+            for _ in range(frames):
+                assert await client.frame() == (Opcode.TEXT, b"x" * KIB)
+        else:
+            assert await client.close_code() == code
 
 
 async def test_one_slow_reader_neither_slows_a_hundred_others_nor_grows_memory(node: Node, log: Log) -> None:
