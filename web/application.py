@@ -30,6 +30,7 @@ from engine.jobs.config import QueueConfig, Timing
 from engine.jobs.queues import Queues
 from engine.jobs.worker import JobHandler
 from engine.models import Models
+from engine.models.catalogue import seeds_for
 from engine.otp import (
     DUPLICATE,
     TRANSIENT,
@@ -122,7 +123,8 @@ class Application:
             crons=crons(settings),
         )
         persistence.journal.door = self.queues
-        models = Models(persistence.models, self.backends.default_model)
+        seeds = seeds_for(self.backends.providers)
+        models = Models(persistence.models, self.backends.default_model, seeds)
         self.routing = Routing(models, self.backends.providers)
         self.runtime = Runtime(
             names=Registry(keys=UNIQUE, name="names"),
