@@ -18,6 +18,7 @@ from engine.otp import is_clean, trace
 from engine.otp.preempt_reports import Stalled
 
 KEPT = 200
+RESTARTED = "restarted"
 
 
 @define(eq=False)
@@ -48,7 +49,7 @@ class Recent:
     def metrics(self) -> Iterable[Metric]:
         """Counters for Prometheus."""
         named = {
-            "restarted": ("elwift_process_restarts", "Processes started again by their supervisors"),
+            RESTARTED: ("elwift_process_restarts", "Processes started again by their supervisors"),
             "exited": ("elwift_process_crashes", "Processes that ended for a bad reason"),
             "stalled": ("elwift_process_stalls", "Times the event loop was held too long"),
             "refused": ("elwift_mailbox_refusals", "Messages refused because a mailbox was full"),

@@ -6,26 +6,29 @@ Looking needs the operator's role. So do acting, and each act is written to the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
 import structlog
-from attrs import define, field
+from attrs import asdict, define, field
+from prometheus_client.metrics_core import Metric
 
 from engine.errors import UserError
 from engine.jobs.ports import JobRecord
 from engine.jobs.queues import Queues
-from engine.otp import KILL, Pid, exit, introspect
+from engine.otp import KILL, ChildSpec, Pid, exit, introspect
 from engine.otp.introspect import ProcessInfo
+from engine.runtime import Runtime
 from web.http.body import bounded_int, decode
 from web.http.exchange import Answer, Ask, Handler, json
 from web.http.house import House
 from web.http.route import Parameter, Route
 from web.operators.overview import overview, queue_view
-from web.operators.recent import Recent
+from web.operators.recent import RESTARTED, Recent
 from web.operators.tree import killable, node_view, process_view, read_pid
+from web.operators.watch import Watch
 
 audit = structlog.get_logger("elwift.audit")
 
@@ -58,6 +61,8 @@ class Operators:
     disconnect: Callable[[str], int] = field(default=nobody)
     """Closes the sockets of this name (`users:<id>`) and answers how many; the endpoint's roster does it."""
 
+    watch: Watch | None = None
+
     # --- looking ---
 
     async def tree(self, house: House, ask: Ask) -> Answer:
@@ -84,7 +89,9 @@ class Operators:
     async def overview(self, house: House, ask: Ask) -> Answer:
         """The server at a glance."""
         seen = overview(house.runtime, self.queues, self.version, house.started_at)
-        return json({**seen, "counts": dict(self.recent.counts), "recent": list(self.recent.events)[-50:]})
+        found = [asdict(alarm) for alarm in self.watch.standing] if self.watch else []
+        lately = list(self.recent.events)[-50:]
+        return json({**seen, "alarms": found, "counts": dict(self.recent.counts), "recent": lately})
 
     async def list_queues(self, house: House, ask: Ask) -> Answer:
         """The queues."""
@@ -172,6 +179,19 @@ class Operators:
         if name not in self.queues.lanes:
             raise UserError("no_such_queue", _NO_QUEUE)
         return name
+
+    # --- what the application asks for ---
+
+    def spec(self, runtime: Runtime) -> ChildSpec:
+        """The process that watches the house, a child of the tree."""
+        self.watch = Watch(runtime.journal.health, self.queues.stats, lambda: self.recent.counts[RESTARTED])
+        return self.watch.spec()
+
+    def metrics(self) -> Iterable[Metric]:
+        """What the operators' room tells Prometheus."""
+        yield from self.recent.metrics()
+        if self.watch is not None:
+            yield from self.watch.metrics()
 
     # --- the table ---
 

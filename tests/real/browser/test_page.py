@@ -71,7 +71,7 @@ async def test_a_prompt_is_typed_and_its_progress_and_text_are_watched_to_the_en
 
 async def test_a_reload_in_the_middle_goes_on_where_it_was(page: Page, server: ServerProcess) -> None:
     await visit(page, server)
-    await generate(page, "reloaded", steps=40, interval=0.15, text=True)
+    await generate(page, "reloaded", steps=30, interval=0.12, text=True)
     text = f"({card('reloaded', '[data-part=text]')}?.innerText ?? '')"
     await page.until(f"{text}.length > 20")
     before = await page.run(text)

@@ -37,6 +37,7 @@ function refuse(problem) {
 }
 
 function draw(overview) {
+  drawAlarms(overview.alarms);
   drawTiles(overview);
   const restarts = overview.counts.restarted ?? 0;
   part("tree-words").textContent = `${count(overview.node.processes)} processes` + (restarts ? `, ${count(restarts)} restarts` : "");
@@ -57,6 +58,18 @@ function drawTiles({ node, journal, queues, tasks, sockets }) {
     tile(journal.up ? "Up" : `Away ${span(Date.now() / 1000 - journal.since)}`, journal.buffered ? `database, ${count(journal.buffered)} buffered` : "database", journal.up ? "good" : "bad"),
     tile(size(node.memory_bytes), "memory"),
   ]);
+}
+
+// Changed only when the words do, so that a screen reader is not told the same at each look.
+function drawAlarms(alarms) {
+  const said = JSON.stringify(alarms);
+  if (said === part("alarms").dataset.said) return;
+  part("alarms").dataset.said = said;
+  part("alarms").replaceChildren(...alarms.map(({ severity, message }) => {
+    const notice = made("p", { class: severity === "critical" ? "notice" : "notice mild" });
+    notice.textContent = message;
+    return notice;
+  }));
 }
 
 function tile(figure, words, mood = "") {
