@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from time import time
 from uuid import UUID
@@ -47,6 +47,7 @@ FLUSH_TIMEOUT = 20.0
 """Seconds after which a write that gets no answer is given up, its connection dropped, and tried again."""
 PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds between attempts while the database is there but takes no writes; the last one stays."""
+RECENT_KEYS = 20_000
 RESERVE = 4
 """Entries of tasks that are already under way are taken up to this many times the bound: what runs may end."""
 
@@ -71,6 +72,8 @@ class PostgresJournal:
     """Tasks that have an entry in `_ready` or in a lane, with the entries that wait for it."""
     _keys: dict[tuple[str, str], Pending] = field(init=False, factory=dict)
     _flights: dict[int, list[Pending]] = field(init=False, factory=dict)
+    _recent: OrderedDict[tuple[str, str], UUID] = field(init=False, factory=OrderedDict)
+    """Keys that were committed lately: who repeats a request in an outage, most likely made it just before."""
     _count: int = field(init=False, default=0)
     _bytes: int = field(init=False, default=0)
     _up: bool = field(init=False, default=True)
@@ -133,6 +136,13 @@ class PostgresJournal:
         if holder is not None and holder is not pending:
             self._follow(holder, pending)
             return
+        if (
+            pending.key
+            and not self._up
+            and (known := self._recent.get(pending.key, pending.task_id)) != pending.task_id
+        ):
+            self._settle(pending, Duplicate(known))
+            return
         if pending.key:
             self._keys[pending.key] = pending
         behind = self._behind.get(pending.task_id)
@@ -170,6 +180,7 @@ class PostgresJournal:
             self._idle.set()
         if pending.key and self._keys.get(pending.key) is pending:
             del self._keys[pending.key]
+            self._remember(pending.key, pending.task_id, receipt)
         self._tell(pending, receipt)
         for follower in pending.followers:
             match receipt:
@@ -180,6 +191,12 @@ class PostgresJournal:
                 case _:
                     self._enqueue(follower)
         pending.followers = []
+
+    def _remember(self, key: tuple[str, str], task_id: UUID, receipt: Receipt) -> None:
+        if isinstance(receipt, Committed):
+            self._recent[key] = task_id
+        if len(self._recent) > RECENT_KEYS:
+            self._recent.popitem(last=False)
 
     def _tell(self, pending: Pending, receipt: Receipt) -> None:
         """A submitter that fails on a receipt harms itself alone."""

@@ -337,6 +337,15 @@ async def test_what_comes_during_an_outage_is_told_at_once(journal: PostgresJour
         await journal.drained()
 
 
+async def test_a_key_used_just_before_an_outage_is_known_during_it(journal: PostgresJournal, outage: Outage) -> None:
+    before = Story()
+    assert await journal.write(before.begin(idempotency_key="k")) == Committed()
+    await trio.to_thread.run_sync(outage.begin)
+    assert await journal.write(Story().begin()) == Buffered()
+    assert await journal.write(Story().begin(idempotency_key="k")) == Duplicate(before.task_id)
+    await trio.to_thread.run_sync(outage.end)
+
+
 async def test_the_buffer_is_bounded_for_new_tasks_and_wider_for_those_under_way(
     database: Pool, nursery: trio.Nursery, outage: Outage
 ) -> None:
