@@ -154,6 +154,8 @@ class Http1(H11Protocol):
             await self.refuse(505, "http_version_not_supported", "a version of HTTP that is not spoken here")
         elif size_of(request) > self.settings.max_header:
             await self.refuse(431, "headers_too_large", f"headers of more than {self.settings.max_header} bytes")
+        elif is_ambiguous(request):
+            await self.refuse(400, "bad_request", "two ways of telling where the body ends")
         elif not asks_for_websocket(request):
             await self._create_stream(request)
         elif (wrong := flaw(request)) is not None:
@@ -258,6 +260,12 @@ class Http1(H11Protocol):
 def size_of(request: h11.Request) -> int:
     """Bytes of its line and headers. H11 minds its own limit only while it waits for the rest of them."""
     return len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
+
+
+def is_ambiguous(request: h11.Request) -> bool:
+    """Whether a proxy could see another end of the body than we do: the door to smuggled requests (RFC 9112 6.3)."""
+    names = {name for name, _ in request.headers}
+    return b"transfer-encoding" in names and b"content-length" in names
 
 
 class Call:

@@ -123,6 +123,7 @@ async def alive(send: Any) -> None:
         (request("/", "Content-Length: x", method="POST"), 400),
         (request("/", "Content-Length: 1", "Content-Length: 2", method="POST"), 400),
         (request("/", "Transfer-Encoding: gzip", method="POST"), 501),
+        (request("/", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST", body=b"0\r\n\r\n"), 400),
         (request("/", "X: " + "x" * 20000), 431),
         (request("/" + "x" * 20000), 431),
         (request("/size", "Transfer-Encoding: chunked", method="POST", body=b"zz\r\n"), 400),
