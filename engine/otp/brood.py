@@ -106,6 +106,11 @@ class Brood:
         """Children that count towards `max_children`: those up, coming up and being retried."""
         return len(self.children) + len(self.starting) + len(self.retrying)
 
+    def pids(self) -> list[Pid]:
+        """Every child's process, also of those that are not up yet."""
+        coming = [retry.birth.process.pid for retry in self.retrying.values() if retry.birth is not None]
+        return [*self.children, *self.starting, *coming]
+
     def add(self, pid: Pid, spec: ChildSpec) -> None:
         """A child is up."""
         self.children[pid] = self.folder.fold(spec)

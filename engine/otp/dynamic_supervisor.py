@@ -7,6 +7,7 @@ How children are kept is in `brood`.
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import trio
@@ -82,6 +83,7 @@ class _NotRestarted:
 class DynamicSupervisor(GenServer[Brood]):
     """Supervises children that come and go."""
 
+    keeps_children = True
     trap_exit = True
 
     @classmethod
@@ -121,6 +123,9 @@ class DynamicSupervisor(GenServer[Brood]):
 
     async def terminate(self, reason: Reason, state: Brood) -> None:
         await _Ending(current_process(), state).run()
+
+    def children_of(self, state: Brood) -> list[Pid]:
+        return state.pids() if isinstance(state, Brood) else []
 
     def format_status(self, state: Brood) -> object:
         return {"children": len(state.children), "restarting": len(state.retrying)}
@@ -347,12 +352,11 @@ class _Ending:
 
     async def run(self) -> None:
         brood = self.brood
-        specs = {pid: brood.folder.template(folded) for pid, folded in brood.children.items()} | brood.starting
-        specs |= {r.birth.process.pid: r.spec for r in brood.retrying.values() if r.birth is not None}
-        brood.children.clear()
-        brood.retrying.clear()
-        for number, (pid, spec) in enumerate(specs.items(), 1):
-            self._ask(pid, spec)
+        children, starting = brood.children, brood.starting
+        starting |= {r.birth.process.pid: r.spec for r in brood.retrying.values() if r.birth is not None}
+        brood.children, brood.starting, brood.retrying = {}, {}, {}
+        for number, (pid, spec) in enumerate(chain(children.items(), starting.items()), 1):
+            self._ask(pid, brood.folder.template(spec))
             if number % self.STEP == 0:
                 await trio.lowlevel.checkpoint()
         if self.waiting:
@@ -363,7 +367,7 @@ class _Ending:
     def _ask(self, pid: Pid, spec: ChildSpec) -> None:
         node, deadline = self.me.node, spec.deadline
         self.me.unlink(pid)
-        if node.end_sleeper(pid, SHUTDOWN):
+        if node.end_sleeper(pid, SHUTDOWN, self.me.pid):
             return
         target = node.awaken(pid)
         if target is None:

@@ -93,11 +93,13 @@ class Stop(Generic[S]):
 class GenServer(Generic[S]):
     """Subclass it; `S` is the type of the state.
 
+    `keeps_children`: what it starts is found in its state (`children_of`), and needs no set of links beside that.
     `trap_exit`: exit signals become ExitSignal messages and `terminate` runs when the parent shuts the server down.
     `hibernate_after`: seconds of idleness after which it hibernates. `budget`: seconds that one step may take before
     the watchdog interrupts it.
     """
 
+    keeps_children: ClassVar[bool] = False
     trap_exit: ClassVar[bool] = False
     hibernate_after: ClassVar[float | None] = None
     budget: ClassVar[float | None] = None
@@ -135,6 +137,10 @@ class GenServer(Generic[S]):
     def unpack(self, packed: Any) -> S:
         """The state from what `pack` made."""
         return packed  # type: ignore[no-any-return]
+
+    def children_of(self, state: S) -> list[Pid]:
+        """With `keeps_children`: the processes that this one has started and that are linked to it."""
+        return []
 
     def format_status(self, state: S) -> object:
         """What reports and introspection may show of the state; redact secrets here."""

@@ -6,6 +6,7 @@ One node a trio run. Supervision trees are data inside their supervisors; to tri
 from __future__ import annotations
 
 import contextvars
+import gc
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -37,10 +38,12 @@ class Node:
         kill_grace: float = 1.0,
         end_grace: float = 5.0,
         shutdown: float = 10.0,
+        collector: tuple[int, int, int] | None = (50_000, 20, 50),
     ) -> None:
         self.kill_grace = kill_grace
         self.end_grace = end_grace
         self.shutdown_deadline = shutdown
+        self._collector = collector
         self.names = UniqueNames()
         self.timers = Timers()
         self.tracer = trace.Tracer()
@@ -65,9 +68,14 @@ class Node:
         with everything below them. Options: `report` takes each report (default: logging). `kill_grace`: seconds
         after a kill before a process that does not end is declared a zombie. `end_grace`: seconds a process may clean
         up after any other exit signal before it is killed. `shutdown`: seconds for the whole node to end in order.
+        `collector`: thresholds of Python's garbage collector while the node is open (None: as they are). With the
+        default ones of Python half of the time of starting processes goes into looking for garbage.
         """
         node = cls(**options)
         failure: BaseException | None = None
+        thresholds = gc.get_threshold()
+        if node._collector is not None:
+            gc.set_threshold(*node._collector)
         async with trio.open_nursery() as outer:
             await outer.start(node._run)
             token = node_var.set(node)
@@ -78,6 +86,7 @@ class Node:
                 failure = error
             node_var.reset(token)
             await node._close()
+        gc.set_threshold(*thresholds)
         if failure is not None or node.failure is not None:
             raise failure or node.failure  # type: ignore[misc]
 
@@ -186,12 +195,17 @@ class Node:
             self.tracer.emit(trace.Revived(pid, process.blueprint.kind))
         return process
 
-    def end_sleeper(self, pid: Pid, reason: Reason) -> bool:
-        """Ends a sleeper that has nothing of its own to do at its end, without waking it. False: it is not such."""
+    def end_sleeper(self, pid: Pid, reason: Reason, by: Pid = ROOT) -> bool:
+        """Ends a sleeper that has nothing of its own to do at its end, without waking it. False: it is not such.
+
+        `by` is who ends it, and need not hear of it.
+        """
         if reason is NORMAL or not self.dormitory.is_plain(pid):
             return False
         process = self.dormitory.take(pid)
         if process is not None:
+            process.exiting = reason
+            process.unlink(by)
             process.finish(reason)
         return True
 
@@ -211,7 +225,7 @@ class Node:
     def _end_dying(self) -> None:
         for _ in range(min(len(self._dying), 200)):
             pid, sender, reason = self._dying.popleft()
-            if not self.end_sleeper(pid, reason):
+            if not self.end_sleeper(pid, reason, sender):
                 self.exit_signal(pid, sender, reason)
         if self._dying:
             self.timers.after(0, self._end_dying)
@@ -232,7 +246,7 @@ class Node:
         self._register(process, names)
         self.table[process.pid] = process
         if blueprint.linked:
-            self.table[blueprint.parent].link(process.pid)
+            self.table[blueprint.parent].adopt(process.pid)
         self._begin(process)
         if self.tracer.on:
             self.tracer.emit(trace.Spawned(process.pid, blueprint.kind, blueprint.parent))

@@ -220,6 +220,11 @@ class Process:
             self.links = set()
         self.links.add(other)
 
+    def adopt(self, child: Pid) -> None:
+        """Links a child that starts linked, unless the behaviour keeps its children anyway."""
+        if self.behaviour is None or not self.behaviour.keeps_children:
+            self.link(child)
+
     def unlink(self, other: Pid) -> None:
         if self.tied and other == self.blueprint.parent:
             self.tied = False
@@ -229,6 +234,8 @@ class Process:
     def linked(self) -> list[Pid]:
         """Everybody linked to this process, each once."""
         links = list(self.links) if self.links else []
+        if self.behaviour is not None and self.behaviour.keeps_children:
+            links += self.behaviour.children_of(self.state)
         parent = self.blueprint.parent
         if self.tied and parent not in links:
             links.append(parent)
@@ -313,7 +320,8 @@ class Process:
         self.dead = True
         if self.doom is not None:
             self.doom.cancel()
-        crashed = not is_clean(reason) and reason is not KILLED
+        # Who was ended by a signal is not the one that failed.
+        crashed = reason is not self.exiting and not is_clean(reason)
         report = self.crash_report(reason) if crashed else None
         self.node.forget(self)
         for via in self.names:
