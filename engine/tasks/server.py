@@ -15,12 +15,14 @@ from attrs import evolve, frozen
 from engine import telemetry
 from engine.jobs import backoff
 from engine.otp import (
+    HIBERNATE,
     IGNORE,
     NORMAL,
     Continue,
     Down,
     From,
     GenServer,
+    Hibernate,
     Ignore,
     NoReply,
     Ok,
@@ -87,7 +89,7 @@ class TaskServer(GenServer[Live]):
             return IGNORE
         live = self._rebuilt(live) if live.started else evolve(live, started=True)
         runtime.stash.put(live)
-        return Ok(live, then=Continue(ReceiptCame()))  # a receipt may have come before we had our name
+        return Ok(live, then=_first_step(live))
 
     def _rebuilt(self, live: Live) -> Live:
         """After a crash: the worker and the subscribers are found again, and the latter told."""
@@ -148,6 +150,7 @@ class TaskServer(GenServer[Live]):
         return self._rest(live)
 
     async def handle_continue(self, message: object, live: Live) -> NoReply[Live] | Stop[Live]:
+        delivery.submit_waiting(self.runtime, live.outbox)  # a crash forgets that the journal was to be asked again
         return self._rest(live)
 
     async def handle_info(self, message: object, live: Live) -> NoReply[Live] | Stop[Live]:
@@ -324,6 +327,15 @@ class TaskServer(GenServer[Live]):
 TASK_CRASHED = (
     "task_crashed", "The task's process crashed again and again.", "Try again; if it stays so, report it.",
 )  # fmt: skip
+
+
+def _first_step(live: Live) -> Continue | Hibernate | None:
+    """A receipt may have come before there was a name to send it to; one that comes later wakes us. Without anything
+    to wait for, as after a recovery, the task sleeps until its worker comes."""
+    items = live.outbox.items
+    if any(isinstance(item, Pending) and (item.receipt is not None or not item.submitted) for item in items):
+        return Continue(ReceiptCame())
+    return None if items or live.worker is not None else HIBERNATE
 
 
 def view_of(live: Live, last_seq: int | None) -> msg.View:

@@ -266,7 +266,8 @@ async def test_a_full_journal_refuses_new_tasks_and_leaves_nothing_behind() -> N
         assert h.runtime.names.count() == 0
 
 
-async def test_a_full_journal_makes_a_running_task_wait_not_fail(autojump_clock: Any) -> None:
+@pytest.mark.parametrize("crash", [False, True])
+async def test_a_full_journal_makes_a_running_task_wait_not_fail(crash: bool, autojump_clock: Any) -> None:
     provider = Scripted()
     async with house({"simulate": provider}) as h:
         accepted, watcher = await begin_watched(h)
@@ -276,6 +277,11 @@ async def test_a_full_journal_makes_a_running_task_wait_not_fail(autojump_clock:
         await provider.says(Finished())
         await trio.sleep(1)
         assert watcher.events == [ev.Started]
+        server = lookup.whereis(h.runtime, accepted.task.id)
+        assert server is not None
+        if crash:
+            exit(server, KILL)
+            await trio.sleep(1)
         h.storage.full = None
         await watcher.final()
         assert logged(h, accepted) == [ev.Created, ev.Started, ev.Responded, ev.Completed]
