@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from tests.real.browser.cdp import PHONE, Browser, Page
 
 pytestmark = pytest.mark.real
 
+CONTRAST = Path(__file__).with_name("contrast.js")
 LIVE = "document.getElementById('link').dataset.state === 'open'"
 ENTER, CTRL = 13, 2
 
@@ -173,6 +175,21 @@ async def test_a_phone_shows_it_without_scrolling_sideways(chromium: Browser, se
         controls = "[...document.querySelectorAll('button, select, textarea')]"
         small = f"{controls}.filter((one) => one.offsetParent && one.offsetHeight < 32)"
         assert await page.run(f"{small}.map((one) => one.id || one.innerText)") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_text_stands_out_from_what_is_behind_it(page: Page, server: ServerProcess, scheme: str) -> None:
+    await page.prefer(color_scheme=scheme)
+    await visit(page, server)
+    await generate(page, f"{scheme} running", steps=500, interval=0.1, text=True)
+    await generate(page, f"{scheme} failing", steps=2, interval=0.02, fail_at=1)
+    await page.until(f"{card(f'{scheme} failing')}.dataset.status === 'failed'")
+    await page.until(f"{card(f'{scheme} running')}.dataset.status === 'processing'")
+    assert await page.run(CONTRAST.read_text()) == []
+    await press(page, f"{scheme} running", "[data-part=cancel]")
+    await page.open(server.url + "/operators")
+    await page.until("document.querySelectorAll('.row').length > 5")
+    assert await page.run(CONTRAST.read_text()) == []
 
 
 async def test_every_control_has_a_name_and_motion_can_be_turned_off(page: Page, server: ServerProcess) -> None:

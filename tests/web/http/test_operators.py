@@ -179,7 +179,8 @@ def test_metrics_say_what_an_autoscaler_and_an_alert_need(nobody: httpx.Client) 
         "elwift_processes ",
         "elwift_process_restarts_total",
         "elwift_jobs_oldest_available_age_seconds",
-        "elwift_jobs_estimated_wait_seconds",
+        "elwift_job_estimated_wait_seconds",
+        "elwift_jobs_waiting",
         "elwift_http_request_duration_seconds_bucket",
     ):
         assert name in metrics
