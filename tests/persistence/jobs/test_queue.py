@@ -14,7 +14,7 @@ from engine.jobs.backoff import Backoff
 from engine.jobs.config import Cron, QueueConfig
 from engine.jobs.job import Complete, Discard, Job, JobChange, JobOutcome, JobState, Recorded, Retry, Snooze
 from engine.jobs.ports import Claim
-from engine.otp import Node, exit, whereis
+from engine.otp import Node, Shutdown, exit, self_, whereis
 from persistence.jobs.store import PostgresJobStore
 from persistence.pool import Pool
 from tests.persistence.jobs.floor import Floor, Gate, new_job, running
@@ -136,6 +136,20 @@ async def test_a_worker_that_is_killed_gives_its_job_back_as_a_failed_attempt(no
         await floor.in_state(other.id, JobState.COMPLETED)
 
 
+async def test_a_worker_told_to_stop_as_its_job_ends_takes_no_other_job_with_it(node: Node, database: Pool) -> None:
+    async def last_words(job: Job) -> JobOutcome:
+        exit(self_(), Shutdown("cancelled"))
+        return Complete()
+
+    async with running(database, {"last": last_words}) as floor:
+        await floor.queues.pause("default")
+        last, other = new_job("last", priority=0), new_job()
+        await floor.queues.insert([last, other])
+        await floor.queues.resume("default")
+        for job in (last, other):
+            assert (await floor.in_state(job.id, JobState.COMPLETED)).rescues == 0
+
+
 async def test_cancelling_a_running_job_stops_its_work_at_once(node: Node, database: Pool) -> None:
     gate = Gate()
     async with running(database, {"gate": gate}) as floor:
@@ -246,6 +260,7 @@ async def test_the_lease_of_a_long_job_is_kept_and_a_lost_node_is_rescued(node: 
         record = await floor.in_state(lost.id, JobState.COMPLETED)
         assert record.rescues == 1
         assert "gone" in record.errors[0].error
+        assert await store.rescue([], 10) == (), "another node would have taken what lives here"
         gate.open()
         assert (await floor.in_state(long.id, JobState.COMPLETED)).rescues == 0
     assert len(floor.started) == 2

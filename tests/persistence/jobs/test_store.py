@@ -104,6 +104,20 @@ async def test_one_job_of_one_user_is_not_starved_by_a_thousand_of_another(store
     assert "one" in next_two
 
 
+async def test_a_newcomer_does_not_overtake_those_whose_turn_it_is_now(database: Pool) -> None:
+    store = PostgresJobStore(database)
+    await store.insert([a_job(user) for user in "aaaaabbbbb"])
+    for _ in range(4):
+        await claim_one(store)
+    newcomer = a_job("c")
+    await store.insert([newcomer])
+    async with database.connection() as conn:
+        cursor = await conn.execute(
+            "SELECT user_key, min(turn) FROM jobs WHERE state = 'available' GROUP BY 1 ORDER BY 1"
+        )
+        assert await cursor.fetchall() == [("a", 2), ("b", 2), ("c", 2)]
+
+
 async def test_urgent_jobs_come_first(store: PostgresJobStore) -> None:
     await store.insert([a_job(priority=9), a_job(priority=0), a_job(priority=4)])
     assert [(await claim_one(store)).priority for _ in range(3)] == [0, 4, 9]
