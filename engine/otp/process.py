@@ -397,9 +397,12 @@ async def run(process: Process) -> None:
             life.cancel()
         try:
             reason = await process.blueprint.body(process)
-        except trio.Cancelled:
-            reason = process.exiting
-            raise
+        except trio.Cancelled as error:
+            if life.cancel_called:
+                reason = process.exiting
+                raise
+            # One that the body kept from a scope of its own and raised again: a crash like any other.
+            reason = process.reason_for(error)
         except BaseException as error:  # noqa: BLE001 - the boundary between a process and all the others
             reason = process.reason_for(error)
     if process.exiting is KILLED:
