@@ -6,7 +6,7 @@ these once, in `web.application`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,6 +162,10 @@ class TaskStore(Protocol):
 
     async def unfinished(self, after: tuple[int, float, UUID] | None, limit: int) -> tuple[TaskState, ...]:
         """Whole states of tasks that are not terminal, by (priority, created_at, id), after the given key."""
+        ...
+
+    async def ahead(self, known: Mapping[UUID, int]) -> tuple[UUID, ...]:
+        """Those of these tasks, each with the last seq that is known here, whose log goes on: by another server."""
         ...
 
     async def open_prediction(self, task_id: UUID) -> PredictionChange | None:

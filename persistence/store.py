@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -71,6 +71,11 @@ TAILS: LiteralString = f"""
     JOIN task_events e ON e.task_id = wanted.task_id AND e.seq > wanted.seq
     ORDER BY e.task_id, e.seq
 """
+AHEAD: LiteralString = """
+    SELECT known.id FROM unnest(%s::uuid[], %s::bigint[]) AS known (id, seq)
+    WHERE EXISTS (SELECT FROM task_events e WHERE e.task_id = known.id AND e.seq > known.seq)
+"""
+
 OPEN_PREDICTION: LiteralString = """
     SELECT id, task_id, attempt, provider, status, input, external_id, output, logs, metrics, error_message,
         extract(epoch FROM provider_started_at)::float8 AS started_at
@@ -171,6 +176,12 @@ class PostgresTaskStore:
         async with self.pool.connection() as connection:
             cursor = await connection.execute(query, wanted)
             return tuple(await _replay(connection, [_start(*row) for row in await cursor.fetchall()]))
+
+    async def ahead(self, known: Mapping[UUID, int]) -> tuple[UUID, ...]:
+        """Those of these tasks, each with the last seq that is known here, whose log goes on: by another server."""
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(AHEAD, (list(known), list(known.values())))
+            return tuple([row[0] for row in await cursor.fetchall()])
 
     async def open_prediction(self, task_id: UUID) -> PredictionChange | None:
         """The latest prediction of a task whose end is not known: one to adopt instead of buying another."""

@@ -166,8 +166,11 @@ async def cancel(runtime: Runtime, task_id: UUID, actor: Actor = Actor.USER, rea
         UserError: `unknown_task`, `timeout`.
         StorageDown
     """
-    answer = await ask(runtime, task_id, CancelTask(actor, reason))
-    return answer or await _known(runtime, task_id)
+    for _ in range(ATTEMPTS):
+        task = await ask(runtime, task_id, CancelTask(actor, reason)) or await _known(runtime, task_id)
+        if task.status.terminal:
+            return task  # else what was known here was out of date, and is not any more
+    raise UserError("conflict", "The task is being run elsewhere and cannot be stopped now. Try again.")
 
 
 async def retry(runtime: Runtime, task_id: UUID, actor: Actor = Actor.USER) -> TaskState:

@@ -15,10 +15,11 @@ import structlog
 import trio
 
 from engine import telemetry
-from engine.otp import TRANSIENT, ChildSpec, DynamicSupervisor, Start, StartFailed, init_ack
+from engine.otp import TRANSIENT, ChildSpec, DynamicSupervisor, Start, StartFailed, Supervisor, init_ack
 from engine.ports import StorageDown
 from engine.runtime import TASKS, Runtime
 from engine.tasks import lookup, stash
+from engine.tasks.follow import follow
 from engine.tasks.state import TaskState
 
 log = structlog.get_logger(__name__)
@@ -35,11 +36,18 @@ Key = tuple[int, float, UUID]
 
 
 def specs(runtime: Runtime) -> tuple[ChildSpec, ChildSpec]:
-    """The supervisor of the TaskServers, and the recovery that fills it: two children of the tree, in this order."""
+    """The supervisor of the TaskServers, and what fills it and keeps it up to date: two children of the tree, in this
+    order."""
     telemetry.TASKS_LIVE.set_function(lambda: len(runtime.stash))
     return (
         DynamicSupervisor.spec(id=TASKS, name=TASKS, intensity=RESTARTS, period=RESTART_PERIOD),
-        ChildSpec(id="recovery", start=Start.process(recover, runtime, name="recovery"), restart=TRANSIENT),
+        Supervisor.spec(
+            [
+                ChildSpec(id="recover", start=Start.process(recover, runtime, name="recovery"), restart=TRANSIENT),
+                ChildSpec(id="follow", start=Start.process(follow, runtime, name="follow")),
+            ],
+            id="recovery",
+        ),
     )
 
 

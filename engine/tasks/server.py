@@ -69,6 +69,13 @@ class Reload:
     """To itself: the journal refused an entry, so what the store has is the truth."""
 
 
+@frozen
+class CatchUp:
+    """The task's log goes on beyond `seq`, by another server's hand; void once this one has gone on, too."""
+
+    seq: int
+
+
 class Sabotaged(Exception):
     """A step asked for this crash (the model `simulate`)."""
 
@@ -145,8 +152,11 @@ class TaskServer(GenServer[Live]):
                 return Reply(Refusal("unknown_request", f"No task answers {type(request).__name__}."), live)
 
     async def handle_cast(self, message: object, live: Live) -> NoReply[Live] | Stop[Live]:
-        if isinstance(message, Reload):
-            live = await self._reloaded(live)
+        match message:
+            case Reload():
+                live = await self._reloaded(live)
+            case CatchUp(seq) if live.worker is None and live.outbox.settled and live.task.seq == seq:
+                live = await self._reloaded(live)
         return self._rest(live)
 
     async def handle_continue(self, message: object, live: Live) -> NoReply[Live] | Stop[Live]:

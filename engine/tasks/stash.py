@@ -83,6 +83,9 @@ class Stash:
     def drop(self, task_id: UUID) -> None:
         self._lives.pop(task_id, None)
 
+    def ids(self) -> Iterator[UUID]:
+        return iter(self._lives)
+
     def __len__(self) -> int:
         return len(self._lives)
 

@@ -188,6 +188,10 @@ class MemoryStorage:
         tasks.sort(key=_order)
         return tuple(task for task in tasks if after is None or _order(task) > after)[:limit]
 
+    async def ahead(self, known: Mapping[UUID, int]) -> tuple[UUID, ...]:
+        self._up()
+        return tuple(id for id, seq in known.items() if len(self.logs.get(id, [])) > seq)
+
     async def open_prediction(self, task_id: UUID) -> PredictionChange | None:
         self._up()
         mine = [p for p in self.predictions.values() if p.task_id == task_id and p.completed_at is None]

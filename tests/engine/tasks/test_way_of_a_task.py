@@ -735,6 +735,31 @@ async def test_a_node_whose_knowledge_is_out_of_date_learns_and_runs_the_job_lat
         assert [n.event.attempt for n in watcher.told(TaskHappened)] == [1, 1, 2, 2, 3, 3]
 
 
+async def test_what_another_server_does_to_a_task_is_told_here_and_its_end_ends_it_here(autojump_clock: Any) -> None:
+    async with house(recover=True) as h:
+        h.queue.paused = True
+        accepted = await begin(h.runtime)
+        watcher = await watch(h.runtime, accepted.task.id)
+        log = h.storage.logs[accepted.task.id]
+        for body in (ev.Started("simulate", "simulate"), ev.Responded("done"), ev.Completed(1.0)):
+            log.append(ev.TaskEvent(accepted.task.id, len(log) + 1, h.clock(), 1, ev.Actor.WORKER, body))
+            await trio.sleep(2)
+        await watcher.final()
+        assert watcher.events == [ev.Started, ev.Responded, ev.Completed]
+        assert watcher.bodies(ev.Responded) == [ev.Responded("done")]
+        await over(h.runtime, accepted.task.id)
+
+
+async def test_a_task_that_another_server_has_begun_can_be_cancelled_here() -> None:
+    async with house() as h:
+        h.queue.paused = True
+        accepted = await begin(h.runtime)
+        body = ev.Started("simulate", "simulate")
+        h.storage.logs[accepted.task.id].append(ev.TaskEvent(accepted.task.id, 2, h.clock(), 1, ev.Actor.WORKER, body))
+        assert (await lookup.cancel(h.runtime, accepted.task.id)).status is Status.CANCELLED
+        assert logged(h, accepted) == [ev.Created, ev.Started, ev.Cancelled]
+
+
 async def test_a_worker_that_is_drained_leaves_the_attempt_open_and_the_next_one_voids_it() -> None:
     provider = Scripted()
     async with house({"simulate": provider}) as h:
