@@ -14,6 +14,7 @@ pytestmark = pytest.mark.real
 MODULE = "import(document.querySelector('script').src.replace('main.js', '{name}'))"
 
 HISTORIES = Path(__file__).with_name("histories.js")
+WIRE = Path(__file__).with_name("wire.js")
 
 GAP = """
 (async () => {
@@ -43,3 +44,22 @@ async def test_missing_text_is_a_gap_and_text_told_twice_is_taken_once(page: Pag
     await page.open(server.url + "/")
     told = await page.run(GAP % MODULE.format(name="tasks.js"))
     assert told == ["gap", "ab", "text", "abcd", "unknown"]
+
+
+async def test_the_client_keeps_its_promises_on_a_bad_wire(page: Page, server: ServerProcess) -> None:
+    await page.open(server.url + "/docs/problems")  # a page without a socket of its own
+    site = await page.run("document.querySelector('link[rel=stylesheet]').href")
+    module = site.replace("style.css", "phoenix.js")
+    told = await page.run(WIRE.read_text().replace("await MODULE", f"await import('{module}')"), 60)
+    assert told == {
+        "protocols": ["phoenix", "base64url.bearer.phx.dMO2a8Opbg"],
+        "url": "ws://test/socket/websocket?vsn=2.0.0",
+        "joined": [{"last_seq": 1}, {"last_seq": 2}],
+        "replaced": True,
+        "events": [["mine", 2], ["all", 3]],
+        "push": {"saw": "hello"},
+        "refused": "no",
+        "rejoined": True,
+        "closed": [1, 0],
+        "patient": True,
+    }
