@@ -14,7 +14,9 @@ from engine.jobs.backoff import Backoff
 from engine.jobs.config import Cron, QueueConfig
 from engine.jobs.job import Complete, Discard, Job, JobChange, JobOutcome, JobState, Recorded, Retry, Snooze
 from engine.jobs.ports import Claim
-from engine.otp import Node, Shutdown, exit, self_, whereis
+from engine.otp import Node, Shutdown, exit, whereis
+from engine.ports import Committed
+from persistence.jobs.rows import insert_jobs
 from persistence.jobs.store import PostgresJobStore
 from persistence.pool import Pool
 from tests.persistence.jobs.floor import Floor, Gate, new_job, running
@@ -137,17 +139,27 @@ async def test_a_worker_that_is_killed_gives_its_job_back_as_a_failed_attempt(no
 
 
 async def test_a_worker_told_to_stop_as_its_job_ends_takes_no_other_job_with_it(node: Node, database: Pool) -> None:
-    async def last_words(job: Job) -> JobOutcome:
-        exit(self_(), Shutdown("cancelled"))
+    async def brief(job: Job) -> JobOutcome:
+        await trio.lowlevel.checkpoint()
         return Complete()
 
-    async with running(database, {"last": last_words}) as floor:
-        await floor.queues.pause("default")
-        last, other = new_job("last", priority=0), new_job()
-        await floor.queues.insert([last, other])
-        await floor.queues.resume("default")
-        for job in (last, other):
-            assert (await floor.in_state(job.id, JobState.COMPLETED)).rescues == 0
+    gate = Gate()
+    async with running(database, {"gate": gate, "brief": brief}) as floor:
+        lane = floor.queues.lanes["default"]
+        await floor.eventually(lambda: not lane.backlog)
+        for _ in range(10):
+            first, second = new_job("gate"), new_job("brief")
+            await floor.journal(first)
+            await floor.until(lambda job_id=first.id: job_id in {job.id for job in floor.started})  # type: ignore[misc]
+            worker, lease = lane.running[first.id].worker, floor.queues.reserve(second)
+            assert worker is not None
+            async with database.connection() as conn:
+                await insert_jobs(conn, [(second, lease)])
+            # all in one step of the loop: the first job is let go, its worker is stopped, the second wants to start
+            gate.let_go(first.id)
+            exit(worker, Shutdown("cancelled"))
+            floor.queues.inserted(second, Committed())
+            assert (await floor.in_state(second.id, JobState.COMPLETED)).rescues == 0
 
 
 async def test_cancelling_a_running_job_stops_its_work_at_once(node: Node, database: Pool) -> None:
