@@ -35,6 +35,7 @@ from engine.otp.child_spec import (
 from engine.otp.context import NoNode, NoProcess, current_node, self_
 from engine.otp.dynamic_supervisor import DynamicSupervisor
 from engine.otp.gen_server import Continue, GenServer, NoReply, Ok, Reply, Stop, Timeout, stop
+from engine.otp.memory import MemoryGuard, Policy
 from engine.otp.messages import HIBERNATE, Call, Cast, Down, ExitSignal, Hibernate, Request
 from engine.otp.node import Node, processes, whereis
 from engine.otp.partitions import Partitions
@@ -164,6 +165,7 @@ __all__ = [
     "Ignore",
     "Ignored",
     "InvalidSpec",
+    "MemoryGuard",
     "NoNode",
     "NoProcess",
     "NoReply",
@@ -172,6 +174,7 @@ __all__ = [
     "Partitions",
     "Pid",
     "Plan",
+    "Policy",
     "Reason",
     "Ref",
     "Registered",

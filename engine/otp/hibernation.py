@@ -11,6 +11,7 @@ rather than the bytes that bound how many processes can be asleep.
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from engine.otp.pid import Namespace, Pid, Via
@@ -107,10 +108,20 @@ class Dormitory:
         record = self._asleep.get(pid)
         return None if record is None else self._shelf.get(record[_BLUEPRINT])
 
+    def ages(self, kinds: Collection[str]) -> Iterator[tuple[Pid, str, float]]:
+        """The sleepers of these kinds, each with the time of its start."""
+        for pid, record in self._asleep.items():
+            kind = self._shelf.get(record[_BLUEPRINT]).kind
+            if kind in kinds:
+                yield pid, kind, record[_STARTED]
+
     def is_plain(self, pid: Pid) -> bool:
         """Whether the sleeper ends on an exit signal without anything of its own to do."""
         record = self._asleep.get(pid)
-        if record is None or (record[_EXTRA] is not None and "trap_exit" in record[_EXTRA]):
+        if record is None:
+            return False
+        extra = record[_EXTRA]
+        if extra is not None and ("trap_exit" in extra or "tied" in extra):
             return False
         return not self._shelf.get(record[_BLUEPRINT]).trap_exit
 

@@ -6,6 +6,7 @@ Everything is read from counters that the engine keeps anyway; no message is sen
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 import trio
@@ -25,7 +26,8 @@ PAGE = 100
 
 @frozen
 class ProcessInfo:
-    """One process. `started_at` is Unix time; `busy` is seconds spent in callbacks; `stack` is where it stands."""
+    """One process. `started_at` is Unix time; `busy` is seconds spent in callbacks; `stack` is where it stands; of
+    `links` the first hundred are shown."""
 
     pid: Pid
     kind: str
@@ -88,7 +90,7 @@ def _info(process: Process) -> ProcessInfo:
         busy=process.busy,
         started_at=_unix(process.started_at),
         last_message=summary(content, 200),
-        links=tuple(process.linked()),
+        links=tuple(islice(process.linked(), PAGE)),
         monitors=tuple((process.monitoring or {}).values()),
         monitored_by=len(process.watchers or ()),
         trap_exit=process.trap_exit,

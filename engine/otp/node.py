@@ -218,7 +218,7 @@ class Node:
             self._dying.append((pid, sender, reason))
             return
         process = self.awaken(pid)
-        if process is not None:
+        if process is not None and process.is_linked(sender):
             process.unlink(sender)
             process.signal(sender, reason)
 

@@ -231,6 +231,13 @@ class Process:
         if self.links is not None:
             self.links.discard(other)
 
+    def is_linked(self, other: Pid) -> bool:
+        if self.links is not None and other in self.links:
+            return True
+        if self.tied and other == self.blueprint.parent:
+            return True
+        return self.behaviour is not None and self.behaviour.keeps_children and other in self.linked()
+
     def linked(self) -> list[Pid]:
         """Everybody linked to this process, each once."""
         links = list(self.links) if self.links else []
@@ -397,12 +404,9 @@ async def run(process: Process) -> None:
             life.cancel()
         try:
             reason = await process.blueprint.body(process)
-        except trio.Cancelled as error:
-            if life.cancel_called:
-                reason = process.exiting
-                raise
-            # One that the body kept from a scope of its own and raised again: a crash like any other.
-            reason = process.reason_for(error)
+        except trio.Cancelled:
+            reason = process.exiting
+            raise
         except BaseException as error:  # noqa: BLE001 - the boundary between a process and all the others
             reason = process.reason_for(error)
     if process.exiting is KILLED:

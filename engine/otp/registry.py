@@ -220,7 +220,9 @@ class Registry:
         self._names.clear()
         self._meta.clear()
         for owner in owners:
-            node.exit_signal(owner, pid, reason)
+            process = None if node.end_sleeper(owner, reason) else node.awaken(owner)
+            if process is not None:
+                process.signal(pid, reason)
 
     def _unique(self) -> UniqueNames:
         if not isinstance(self._names, UniqueNames):
