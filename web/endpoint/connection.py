@@ -188,3 +188,4 @@ async def linger(wire: Wire, settings: EndpointSettings) -> None:
     with trio.move_on_after(settings.linger):
         while left > 0 and (data := await wire.read()):
             left -= len(data)
+            await trio.lowlevel.checkpoint()  # it may send as fast as we read

@@ -184,6 +184,17 @@ async def test_bodies_of_all_clients_together_are_bounded(node: Node) -> None:
         assert endpoint._server.hub.budget.held == 0
 
 
+async def test_a_body_in_very_many_very_small_chunks_is_refused(node: Node) -> None:
+    """Six bytes of a client's cost us twenty microseconds; a body in a few hundred such chunks is served."""
+    async with running() as endpoint, connect(endpoint.port) as patient, connect(endpoint.port) as hostile:
+        for client in (patient, hostile):
+            await client.say(request("/size", "Transfer-Encoding: chunked", method="POST"))
+        await patient.say(b"1\r\nx\r\n" * 200 + b"0\r\n\r\n")
+        assert (await patient.response()).body == b"200"
+        await hostile.say(b"1\r\nx\r\n" * 5000)
+        assert (await hostile.response()).status == 400
+
+
 async def test_headers_that_trickle_are_given_up(node: Node) -> None:
     async with running(header_timeout=0.3) as endpoint, connect(endpoint.port) as client:
         await client.say(b"GET / HTTP/1.1\r\nHost: x\r\n")
