@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from secrets import token_bytes
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import trio
 from attrs import define, field
@@ -62,7 +62,7 @@ from web.http.app import Application as HttpApplication
 from web.http.app import create_app
 from web.http.artifacts import serve_folder
 from web.http.house import House, Limits
-from web.http.webhooks import ReplicateWebhooks
+from web.http.webhooks import CogWebhooks, ReplicateWebhooks, proof
 from web.operators.overview import metrics
 from web.operators.routes import Operators
 from web.settings import Settings
@@ -81,6 +81,7 @@ class Application:
 
     settings: Settings
     draining: bool = False
+    secret: bytes = field(init=False, repr=False)
     persistence: Persistence = field(init=False)
     backends: Backends = field(init=False)
     routing: Routing = field(init=False)
@@ -111,8 +112,9 @@ class Application:
 
     def _build(self) -> None:
         settings, persistence = self.settings, self.persistence
-        self.backends = backends(settings)
-        store, signer = artifacts(settings, _kept(settings.data_dir / "secret.key", lambda: token_bytes(32)))
+        self.secret = _kept(settings.data_dir / "secret.key", lambda: token_bytes(32))
+        self.backends = backends(settings, self._webhook_url)
+        store, signer = artifacts(settings, self.secret)
         handlers: dict[str, JobHandler] = {HOUSEKEEPING: retention_handler(persistence.retention, settings)}
         self.queues = Queues(
             PostgresJobStore(persistence.pool),
@@ -159,6 +161,8 @@ class Application:
         if self.backends.replicate:
             webhook_secrets = settings.replicate_webhook_secrets.split(",")
             more.append(ReplicateWebhooks(self.backends.replicate, self.persistence.webhooks, webhook_secrets).route)
+        if self.backends.cog:
+            more.append(CogWebhooks(self.backends.cog, self.persistence.webhooks, self.secret).route)
         house.telemetry.add(self.operators.recent.metrics)
         house.telemetry.add(lambda: metrics(self.runtime))
         self.http = create_app(house, more)
@@ -194,6 +198,11 @@ class Application:
             self.polls.spec(),
             self.endpoint.spec(),
         ]
+
+    def _webhook_url(self, attempt_id: UUID) -> str:
+        """Where a model server of ours tells of an attempt: its port is known only once the endpoint listens."""
+        base = self.settings.public_url.rstrip("/") or self.endpoint.urls[0]
+        return f"{base}/webhooks/cog?attempt={attempt_id}&signature={proof(self.secret, attempt_id)}"
 
     async def _load_models(self) -> None:
         """Takes over the registry's rows before anybody is served; a database that is away is waited for meanwhile."""

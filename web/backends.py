@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from uuid import UUID
 
 import httpx
 import trio
@@ -17,6 +18,7 @@ from engine.models.seeds import LOCAL, SIMULATE
 from engine.otp import ChildSpec, Start, Supervisor, init_ack
 from engine.outputs.fetch import Fetcher, Policy
 from engine.ports import ArtifactStore
+from engine.providers.cog import Cog
 from engine.providers.local import Local
 from engine.providers.local_server import address, spec
 from engine.providers.model_server import ModelServerSettings, default_threads, packaged_weights
@@ -43,6 +45,7 @@ class Backends:
     fetchers: dict[str, Fetcher] = field(factory=dict)
     children: list[ChildSpec] = field(factory=list)
     replicate: Replicate | None = None
+    cog: Cog | None = None
     http: httpx.AsyncClient = field(factory=lambda: httpx.AsyncClient(timeout=TIMEOUT, limits=CONNECTIONS))
     closing: list[Callable[[], Awaitable[None]]] = field(factory=list)
 
@@ -66,8 +69,12 @@ class Backends:
                     await close()
 
 
-def backends(settings: Settings) -> Backends:
-    """All that the settings ask for. Raises UserError when the local model cannot be served."""
+def backends(settings: Settings, webhook: Callable[[UUID], str]) -> Backends:
+    """All that the settings ask for. `webhook` gives the URL under which an attempt's webhooks reach us.
+
+    Raises:
+        UserError: the local model cannot be served; a setting cannot be read.
+    """
     found = Backends()
     found.providers[SIMULATE.provider] = [Simulate()]
     if settings.local_model:
@@ -80,6 +87,9 @@ def backends(settings: Settings) -> Backends:
         _add_gemini(found, settings)
     if settings.replicate_api_token:
         _add_replicate(found, settings)
+    if settings.cog_urls:
+        found.cog = Cog(found.http, _named_urls(settings.cog_urls), webhook)
+        found.providers["cog"] = [found.cog]
     return found
 
 
@@ -143,6 +153,13 @@ def _add_replicate(found: Backends, settings: Settings) -> None:
     fetcher = Fetcher(Policy(hosts=OUTPUT_HOSTS))
     found.fetchers["replicate"] = fetcher
     found.closing.append(fetcher.aclose)
+
+
+def _named_urls(text: str) -> dict[str, str]:
+    named = dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
+    if not all(name and url.startswith(("http://", "https://")) for name, url in named.items()):
+        raise UserError("bad_settings", "Cog servers are written as name=http://host:port, separated by commas.")
+    return named
 
 
 def artifacts(settings: Settings, key: bytes) -> tuple[ArtifactStore, LinkSigner | None]:

@@ -117,7 +117,6 @@ class Replicate:
             except Lost as lost:
                 yield _unreachable(lost)
                 return
-            yield Accepted(prediction.id, prediction.status)
             async with aclosing(self._guarded(prediction, waiting)) as events:
                 async for event in events:
                     yield event
@@ -173,6 +172,7 @@ class Replicate:
         ended, story = False, Story()
         self._followed.add(prediction.id)
         try:
+            yield Accepted(prediction.id, prediction.status)
             async with aclosing(self._follow(prediction, waiting)) as all_news:
                 async for news in all_news:
                     ended = isinstance(news, Prediction) and news.terminal

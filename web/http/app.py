@@ -28,6 +28,7 @@ _REFUSED = {
     404: ("not_found", "There is nothing at this path. GET /api/openapi.json lists what there is."),
     405: ("method_not_allowed", "This path has other methods: see the header Allow."),
     408: ("request_timeout", "The body did not arrive in time. Send it again."),
+    416: ("range_not_satisfiable", "The file has no such range. Ask for one within its length."),
     413: ("body_too_large", "The body is too large. Send less, or send a URL instead of the data."),
 }
 

@@ -33,7 +33,7 @@ def serve_folder(app: QuartTrio, store: FolderStore, signer: LinkSigner) -> None
         except (BadName, FileNotFoundError, IsADirectoryError):
             return refusal_response(GONE)
 
-    app.add_url_rule(f"{signer.base}/<path:name>", "artifact", artifact, methods=["GET"])
+    app.add_url_rule("/artifacts/<path:name>", "artifact", artifact, methods=["GET"])
 
 
 async def _file(store: FolderStore, name: str) -> Response:

@@ -31,6 +31,7 @@ KNOWN: dict[str, Kind] = {
     "invalid_request": Kind(400, "The request has the wrong shape"),
     "invalid_cursor": Kind(400, "The cursor is not one of ours"),
     "body_too_large": Kind(413, "The body is too large"),
+    "range_not_satisfiable": Kind(416, "The file has no such range"),
     "unsupported_media_type": Kind(415, "The body must be JSON"),
     "not_found": Kind(404, "There is nothing here"),
     "method_not_allowed": Kind(405, "The method is not allowed here"),

@@ -1,0 +1,104 @@
+"""Real Cog servers for tests, in an environment of their own, and the place where their webhooks arrive."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from socket import create_server
+from subprocess import DEVNULL
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
+
+import httpx
+import trio
+from attrs import define
+
+from engine.providers.cog import Cog, Patience
+from engine.providers.replicate_wire import read_prediction
+from tests.engine.providers import raw_http
+from tests.engine.providers.raw_http import Reply, Request
+from tests.real.clients.clients import python_with
+
+MODELS = Path(__file__).parent / "models"
+COG = "cog==0.23.1"
+
+
+@define(eq=False)
+class CogServer:
+    url: str
+    process: trio.Process
+
+    async def health(self, http: httpx.AsyncClient) -> str:
+        try:
+            return str((await http.get(f"{self.url}/health-check")).json()["status"])
+        except httpx.HTTPError:
+            return "UNREACHABLE"
+
+
+@asynccontextmanager
+async def cog_server(model: str) -> AsyncIterator[CogServer]:
+    """A server of one of the models here, ready; stopped at the end of the block."""
+    python = await trio.to_thread.run_sync(python_with, COG)
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PATH": f"{python.parent}:{os.environ['PATH']}",  # the worker is started as plain `python`
+        "PORT": str(port),
+        "COG_PREDICT_TYPE_STUB": f"{model}.py:Predictor",
+    }
+    command = [str(python), "-m", "cog.server.http", "--host", "127.0.0.1"]
+    process = await trio.lowlevel.open_process(command, cwd=MODELS, env=environment, stdout=DEVNULL, stderr=DEVNULL)
+    server = CogServer(f"http://127.0.0.1:{port}", process)
+    try:
+        await _ready(server)
+        yield server
+    finally:
+        process.terminate()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def _ready(server: CogServer) -> None:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        with trio.fail_after(60):
+            while await server.health(http) != "READY":  # it has no way to tell by itself
+                assert server.process.returncode is None
+                await trio.sleep(0.05)
+
+
+@define(eq=False)
+class Receiver:
+    """Takes webhooks for a provider; `deaf` loses them all."""
+
+    url: str
+    provider: Cog | None = None
+    deaf: bool = False
+    heard: int = 0
+
+    def webhook(self, attempt_id: UUID) -> str:
+        return f"{self.url}/?attempt={attempt_id}"
+
+    async def handle(self, request: Request, reply: Reply) -> None:
+        self.heard += 1
+        if self.provider and not self.deaf:
+            attempt = UUID(parse_qs(urlsplit(request.target).query)["attempt"][0])
+            self.provider.deliveries.deliver(attempt, read_prediction(json.loads(request.body)))
+        await reply.whole(200, {}, b"{}")
+
+
+@asynccontextmanager
+async def provider_of(*servers: CogServer, patience: Patience | None = None) -> AsyncIterator[tuple[Cog, Receiver]]:
+    """The provider over these servers (`0`, `1`, … by name), its webhooks received on loopback."""
+    receiver = Receiver("")
+    async with (
+        raw_http.serving(receiver.handle) as (url, _),
+        httpx.AsyncClient(trust_env=False, timeout=5) as http,
+    ):
+        receiver.url = url
+        named = {str(number): server.url for number, server in enumerate(servers)}
+        receiver.provider = Cog(http, named, receiver.webhook, patience)
+        yield receiver.provider, receiver
