@@ -14,10 +14,10 @@ import trio
 
 from engine.jobs import metrics
 from engine.jobs.backoff import Backoff
-from engine.jobs.job import Complete, Discard, Job, JobOutcome, Recorded, Retry
+from engine.jobs.job import Complete, Discard, Job, JobOutcome, Recorded, Retry, Snooze
 from engine.jobs.lane import Lane, Running
 from engine.jobs.lifecycle import settle
-from engine.otp import Exit, Reason, Shutdown, init_ack, self_
+from engine.otp import SHUTDOWN, Exit, Reason, Shutdown, init_ack, self_
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,10 @@ def after_death(lane: Lane, held: Running, reason: Reason) -> None:
     lane.leave(held, journaled=job.task_id is not None and not stopped)
     if stopped:
         log.info("job %s of queue %s was stopped: %s", job.id, job.queue, reason)
-    elif job.task_id is None:
+    elif job.task_id is not None:
+        return
+    elif reason is SHUTDOWN:
+        finish(lane, held, Snooze(time.time(), "the queue was restarted"))
+    else:
         failure = held.failure or f"the worker ended: {reason!r}"
         finish(lane, held, Retry(failure[:_LONGEST_ERROR]))

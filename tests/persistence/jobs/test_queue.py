@@ -14,7 +14,7 @@ from engine.jobs.backoff import Backoff
 from engine.jobs.config import Cron, QueueConfig
 from engine.jobs.job import Complete, Discard, Job, JobChange, JobOutcome, JobState, Recorded, Retry, Snooze
 from engine.jobs.ports import Claim
-from engine.otp import Node, Shutdown, exit, whereis
+from engine.otp import SHUTDOWN, Node, Shutdown, exit, whereis
 from engine.ports import Committed
 from persistence.jobs.rows import insert_jobs
 from persistence.jobs.store import PostgresJobStore
@@ -136,6 +136,21 @@ async def test_a_worker_that_is_killed_gives_its_job_back_as_a_failed_attempt(no
         assert "boom" in record.errors[0].error
         gate.open()
         await floor.in_state(other.id, JobState.COMPLETED)
+
+
+async def test_a_worker_shut_down_with_its_supervisor_costs_its_job_no_attempt(node: Node, database: Pool) -> None:
+    gate = Gate()
+    async with running(database, {"gate": gate}) as floor:
+        job = new_job("gate", max_attempts=1)
+        await floor.queues.insert([job])
+        await floor.until(lambda: len(floor.started) == 1)
+        worker = floor.queues.lanes["default"].running[job.id].worker
+        assert worker is not None
+        exit(worker, SHUTDOWN)
+        await floor.until(lambda: len(floor.started) == 2)
+        gate.open()
+        record = await floor.in_state(job.id, JobState.COMPLETED)
+    assert (record.attempt, record.errors) == (1, ())
 
 
 async def test_a_worker_told_to_stop_as_its_job_ends_takes_no_other_job_with_it(node: Node, database: Pool) -> None:
