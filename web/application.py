@@ -1,6 +1,7 @@
 """The one place where the tree is put together: settings in, a running server out, and its orderly end.
 
     elwift                rest_for_one: what stands later needs what stands earlier
+    ├─ telemetry          the loop's lag, alarms
     ├─ persistence        embedded PostgreSQL, pool, journal, snapshots
     ├─ names, channels, pubsub      registries
     ├─ models             reads the model registry, then is done
@@ -148,7 +149,6 @@ class Application:
         settings = self.settings
         self.guard = Guard.open(_auth(settings))
         self.origins = OriginPolicy.parse(settings.allowed_origins, loopback_only=not settings.guarded)
-        self.operators = Operators(self.queues)
         house = House(
             runtime=self.runtime,
             guard=self.guard,
@@ -163,7 +163,7 @@ class Application:
             more.append(ReplicateWebhooks(self.backends.replicate, self.persistence.webhooks, webhook_secrets).route)
         if self.backends.cog:
             more.append(CogWebhooks(self.backends.cog, self.persistence.webhooks, self.secret).route)
-        house.telemetry.add(self.operators.recent.metrics)
+        house.telemetry.add(self.operators.metrics)
         house.telemetry.add(lambda: metrics(self.runtime))
         self.http = create_app(house, more)
         if signer and isinstance(store, FolderStore):
@@ -184,6 +184,7 @@ class Application:
         """The tree's first level, in the order of its starts."""
         tasks, recover = recovery.specs(self.runtime)
         return [
+            self.operators.spec(self.runtime),
             self.persistence.spec(),
             self.runtime.names.spec(),
             self.runtime.channels.spec(),
