@@ -54,24 +54,29 @@ class Connection:
 
     async def run(self) -> None:
         """Never raises but Cancelled: a connection's fault is its own."""
-        service, client = self._service, self._wire.client
         try:
-            await self._secure()
-            await self._speak()
-        except (OSError, trio.TooSlowError, trio.ClosedResourceError) as error:
-            if isinstance(error, (ssl.SSLError, trio.TooSlowError)):
-                service.faults.client("tls_handshake_failed", client, type(error).__name__)
+            if await self._secure():
+                await self._speak()
+        except (OSError, trio.TooSlowError, trio.ClosedResourceError):
+            return  # it left in the middle of something; that is its right
         except Exception as error:  # noqa: BLE001  # the connection's root: nothing of one client's may reach another
-            service.faults.ours("endpoint_error", client, error)
+            self._service.faults.ours("endpoint_error", self._wire.client, error)
         finally:
             if not self._kept:
                 self._wire.close()
 
-    async def _secure(self) -> None:
+    async def _secure(self) -> bool:
+        """The TLS handshake, where there is one to make; whether the connection may be used."""
         self._wire.tune()
-        if self._service.tls is not None:
+        if self._service.tls is None:
+            return True
+        try:
             with trio.fail_after(self._service.settings.write_timeout):
                 await self._wire.secure(self._service.tls)
+        except (ssl.SSLError, trio.TooSlowError) as error:
+            self._service.faults.client("tls_handshake_failed", self._wire.client, type(error).__name__)
+            return False
+        return True
 
     async def _speak(self) -> None:
         service = self._service
@@ -188,4 +193,5 @@ async def linger(wire: Wire, settings: EndpointSettings) -> None:
     with trio.move_on_after(settings.linger):
         while left > 0 and (data := await wire.read()):
             left -= len(data)
+            await trio.lowlevel.checkpoint()  # it may send as fast as we read
             await trio.lowlevel.checkpoint()  # it may send as fast as we read
