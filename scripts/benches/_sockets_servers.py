@@ -66,6 +66,8 @@ def elwift() -> None:
         async def handle_in(self, event: str, given: Any) -> Any:
             if event == "burst":
                 await spawn(burst, given["rounds"])
+            elif event == "broadcast":
+                self.broadcast("progress", payload())
             elif event == "pace":
                 for pid in rooms:
                     send_after(
@@ -119,10 +121,18 @@ def application(data_dir: str) -> None:
 
     from web.serve import running
     from web.settings import Settings
+    from web.telemetry import logs
+
+    logs.configure("json", "warning", sys.stderr)
 
     async def main() -> None:
         settings = Settings(
-            port=0, data_dir=Path(data_dir), local_model=False, max_queued=100_000, max_queued_per_user=100_000
+            port=0,
+            data_dir=Path(data_dir),
+            local_model=False,
+            concurrency=8,  # tasks that wait and are watched: what their attempts cost is not what is measured
+            max_queued=100_000,
+            max_queued_per_user=100_000,
         )
         async with running(settings) as server:
             settled()
@@ -165,7 +175,7 @@ def quart() -> None:
             while True:
                 event, answer, given = reply(await websocket.receive())
                 clients.add(client)
-                if event == "burst":
+                if event in ("burst", "broadcast"):
                     nursery.start_soon(burst, given["rounds"])
                 elif event == "pace":
                     for one in clients:
@@ -211,7 +221,7 @@ def fastapi() -> None:
             while True:
                 event, answer, given = reply(await websocket.receive_text())
                 clients.add(websocket)
-                if event == "burst":
+                if event in ("burst", "broadcast"):
                     start(burst(given["rounds"]))
                 elif event == "pace":
                     for one in clients:

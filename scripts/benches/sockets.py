@@ -218,10 +218,10 @@ def reply_serial(server: Server) -> dict[str, float]:
 
 
 def fanout_5000(server: Server) -> dict[str, float]:
-    """One message for each of 5,000 clients: until 99 % of them have it."""
+    """One broadcast to 5,000 clients: until 99 % of them have it."""
     with clients(server, 5000) as many:
         start, told, seen = time.perf_counter(), set[int](), 0.0
-        many.say("burst", {"rounds": 1})
+        many.say("broadcast", {"rounds": 1})
         while len(told) < 4950:
             told.update(fd for fd, data in many.read() if b'"at"' in data)
             seen = time.perf_counter() - start
