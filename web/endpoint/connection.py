@@ -194,4 +194,3 @@ async def linger(wire: Wire, settings: EndpointSettings) -> None:
         while left > 0 and (data := await wire.read()):
             left -= len(data)
             await trio.lowlevel.checkpoint()  # it may send as fast as we read
-            await trio.lowlevel.checkpoint()  # it may send as fast as we read
