@@ -16,7 +16,7 @@ from web.http.route import Parameter, Route, Schema
 from web.http.schemas import schemas
 
 _EVERYWHERE = ("internal_error",)
-_GUARDED = ("unauthorized",)
+_GUARDED = ("unauthorized", "cross_origin")
 
 
 def describe(routes: Iterable[Route], version: str) -> Schema:

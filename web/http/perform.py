@@ -17,6 +17,7 @@ from engine.errors import UserError
 from engine.otp import CallFailed
 from engine.ports import JournalFull, StorageDown
 from web.auth import Credentials, Denied, Identity
+from web.auth.origins import LOOPBACK
 from web.http import problems
 from web.http.cors import sharing
 from web.http.exchange import Answer, Ask, request_id
@@ -112,9 +113,20 @@ def admit(house: House, route: Route, head: Incoming) -> Identity:
 
 
 def check_origin(house: House, head: Incoming) -> None:
-    """Another site's page may not change things in its visitor's name. Raises UserError `cross_origin`."""
+    """Another site's page may not change things in its visitor's name. Raises UserError `cross_origin`.
+
+    Nor may it read them by a name of its own that resolves to this machine (DNS rebinding) where no token is needed.
+    """
+    if house.origins.loopback_only and not is_loopback(head.headers.get("host", "")):
+        raise UserError("cross_origin", "Without tokens this server answers to localhost alone. Use that name.")
     if head.method not in _SAFE and not house.origins.allows(head.headers.get("origin"), head.headers.get("host")):
         raise UserError("cross_origin", "Pages of this origin may not call here; the operator can allow the origin.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine itself; an absent one comes from no browser."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    return not host or name.strip("[]").lower() in LOOPBACK
 
 
 def refusal(error: UserError, for_request: str) -> Answer:

@@ -272,7 +272,7 @@ def _act(
         answer=answer,
         status=200 if answer else 204,
         body=body,
-        refusals=("cross_origin", *refusals),
+        refusals=refusals,
         operator=True,
         tag="operators",
     )

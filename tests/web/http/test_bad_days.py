@@ -18,7 +18,7 @@ from engine.otp import NOPROC, CallFailed
 from engine.ports import StorageDown
 from tests.engine.fakes import House as EngineHouse
 from tests.engine.fakes import house as engine_house
-from web.auth import AuthSettings, Guard
+from web.auth import AuthSettings, Guard, OriginPolicy
 from web.http import direct
 from web.http.app import create_app
 from web.http.exchange import Answer, Ask
@@ -94,6 +94,25 @@ async def test_a_draining_server_takes_no_task_and_still_shows_them() -> None:
         assert (await http.get("/api/tasks")).status_code == 200
         assert (await http.get("/readyz")).status_code == 503
         assert (await http.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:4000", 200),
+        ("localhost", 200),
+        ("LocalHost:4000", 200),
+        ("[::1]:4000", 200),
+        ("evil.example", 403),
+        ("evil.example:4000", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost:x", 403),
+    ],
+)
+async def test_without_tokens_a_foreign_name_for_this_machine_is_refused(host: str, status: int) -> None:
+    async with served(origins=OriginPolicy(loopback_only=True)) as (http, _):
+        assert (await http.get("/api/tasks", headers={"Host": host})).status_code == status
+        assert (await http.get("/healthz", headers={"Host": host})).status_code == 200
 
 
 def failing(error: BaseException) -> Route:
