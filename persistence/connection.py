@@ -110,9 +110,10 @@ class TrioConnection(psycopg.AsyncConnection[Any]):
                 self.pgconn.finish()  # answers of several statements are on their way: nobody could sort them out
             elif self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                 await self._abandon(gen)
+            raise
+        finally:
             with suppress(psycopg.Error):
                 gen.close()
-            raise
 
     async def _drive(self, gen: PQGen[Any], timeout: float | None) -> Any:
         with trio.move_on_after(math.inf if timeout is None else timeout) as scope:
@@ -207,15 +208,19 @@ async def _block(fileno: int, wanted: Wait) -> None:
 
 
 async def _block_both(fileno: int) -> None:
-    async with trio.open_nursery() as nursery:
+    try:
+        async with trio.open_nursery() as nursery:
 
-        async def first(wait: Any) -> None:
-            with suppress(OSError, trio.ClosedResourceError):  # the next read or write says what is wrong
-                await wait(fileno)
-            nursery.cancel_scope.cancel()
+            async def first(wait: Any) -> None:
+                with suppress(OSError, trio.ClosedResourceError):  # the next read or write says what is wrong
+                    await wait(fileno)
+                nursery.cancel_scope.cancel()
 
-        nursery.start_soon(first, trio.lowlevel.wait_readable)
-        nursery.start_soon(first, trio.lowlevel.wait_writable)
+            nursery.start_soon(first, trio.lowlevel.wait_readable)
+            nursery.start_soon(first, trio.lowlevel.wait_writable)
+    except BaseExceptionGroup as group:
+        # cancelled from outside: callers look for a Cancelled, not for a group of them
+        raise group.exceptions[0] from None
 
 
 async def _drive_connecting(gen: PQGenConn[Any] | Generator[Any, Any, Any], timeout: float | None) -> Any:

@@ -59,7 +59,16 @@ class Writer:
         """
         if self._unsure and not await self._resolve(connection, *self._unsure):
             return False
-        await self._write(connection, [pending for pending in self.batch if not pending.settled])
+        left = [pending for pending in self.batch if not pending.settled]
+        for pending in left:
+            pending.unsure = True
+        try:
+            await self._write(connection, left)
+        finally:
+            # what was not even sent to be committed is not in doubt
+            doubted = {id(pending) for pending in self._unsure[1]} if self._unsure else set()
+            for pending in left:
+                pending.unsure = id(pending) in doubted
         return True
 
     async def _write(self, connection: TrioConnection, left: Sequence[Pending]) -> None:
@@ -67,13 +76,12 @@ class Writer:
             problem: Exception = RuntimeError("rows are missing")
             try:
                 verdicts = await self._attempt(connection, left)
-            except psycopg.Error as error:
+            except Exception as error:
+                # also an error of ours in making the rows: it is that entry's alone, and no reason to stop writing
                 if is_outage(error):
                     raise
                 problem = error
-                await connection.rollback()
-                # an entry that does not fit may show as a broken reference before it shows as a missing row
-                verdicts = await examine(connection, left, set())
+                verdicts = await self._explain(connection, left)
             if verdicts is None:
                 return self._settle_all(left)
             if not any(verdicts):
@@ -83,6 +91,17 @@ class Writer:
                     self.settle(pending, verdict)
             left = [pending for pending in left if not pending.settled]
         return None
+
+    async def _explain(self, connection: TrioConnection, left: Sequence[Pending]) -> list[Receipt | None]:
+        """After an error, which may only be how an entry that does not fit shows: a reference to a row not written."""
+        try:
+            await connection.rollback()
+            return await examine(connection, left, set())
+        except psycopg.Error as error:
+            if is_outage(error):
+                raise
+            await connection.rollback()
+            return [None] * len(left)
 
     async def _halve(self, connection: TrioConnection, batch: Sequence[Pending], problem: Exception) -> None:
         """Finds the entry that makes a batch fail, by writing the halves; a single one is refused."""
@@ -108,7 +127,7 @@ class Writer:
             stale = await apply_changes(connection, [(change, self._successor(change)) for change in work.changes()])
             row = await mark.fetchone()
         if not stale and all(expected is None or cursor.rowcount == expected for cursor, expected in cursors):
-            self._doubt(row[0] if row else "", batch)
+            self._unsure = (row[0] if row else "", batch)
             await connection.execute("COMMIT")
             self._unsure = None
             return None
@@ -129,17 +148,9 @@ class Writer:
         if row and row[0] == "in progress":
             return False
         self._unsure = None
-        for pending in batch:
-            pending.unsure = False
         if row and row[0] == "committed":
             self._settle_all(batch)
         return True
-
-    def _doubt(self, transaction: str, batch: Sequence[Pending]) -> None:
-        """From now until COMMIT is answered nobody knows."""
-        self._unsure = (transaction, batch)
-        for pending in batch:
-            pending.unsure = True
 
     def _settle_all(self, batch: Sequence[Pending]) -> None:
         for pending in batch:

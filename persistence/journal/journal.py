@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import OrderedDict
 from time import time
 from uuid import UUID
 
@@ -33,14 +32,13 @@ from engine.ports import (
     StorageDown,
 )
 from persistence.journal.batch import Writer
+from persistence.journal.line import Line
 from persistence.journal.rows import Pending, Poison, prepare
 from persistence.pool import Pool
 
 log = logging.getLogger(__name__)
 
 UNAVAILABLE = Refused("unavailable")
-BATCH_ENTRIES = 512
-BATCH_BYTES = 4 * 1024 * 1024
 PATIENCE = 2.0
 """Seconds after which submitters of entries that are still not written hear that they are in memory only."""
 FLUSH_TIMEOUT = 20.0
@@ -67,20 +65,13 @@ class PostgresJournal:
     strict: bool = False
     lanes: int = 2
     door: QueueDoor | None = None
-    _ready: deque[Pending] = field(init=False, factory=deque)
-    _behind: dict[UUID, deque[Pending]] = field(init=False, factory=dict)
-    """Tasks that have an entry in `_ready` or in a lane, with the entries that wait for it."""
+    _line: Line = field(init=False, factory=Line)
     _keys: dict[tuple[str, str], Pending] = field(init=False, factory=dict)
-    _flights: dict[int, list[Pending]] = field(init=False, factory=dict)
     _recent: OrderedDict[tuple[str, str], UUID] = field(init=False, factory=OrderedDict)
     """Keys that were committed lately: who repeats a request in an outage, most likely made it just before."""
-    _count: int = field(init=False, default=0)
-    _bytes: int = field(init=False, default=0)
     _up: bool = field(init=False, default=True)
     _since: float = field(init=False, factory=time)
     _error: str | None = field(init=False, default=None)
-    _work: trio.Event = field(init=False, factory=trio.Event)
-    _idle: trio.Event = field(init=False, factory=trio.Event)
     committed: int = field(init=False, default=0)
     batches: int = field(init=False, default=0)
 
@@ -96,8 +87,7 @@ class PostgresJournal:
             return
         self._admit(pending)
         pending.since = trio.current_time()
-        self._count += 1
-        self._bytes += pending.size
+        self._line.enter(pending)
         self._enqueue(pending)
         if not self._up:
             self._tell_buffered(pending)
@@ -116,42 +106,32 @@ class PostgresJournal:
         return first[0]
 
     def health(self) -> JournalHealth:
-        return JournalHealth(self._up, self._since, self._count, self.bound, self._error)
+        return JournalHealth(self._up, self._since, self._line.count, self.bound, self._error)
 
     async def drained(self) -> None:
         """Returns when nothing waits. The caller sets the deadline."""
-        while self._count:
-            self._idle = trio.Event()
-            await self._idle.wait()
+        await self._line.emptied()
 
     def _admit(self, pending: Pending) -> None:
         """Raises JournalFull."""
         times = 1 if pending.creates else RESERVE
-        full = self._count >= self.bound * times or self._bytes + pending.size > self.byte_bound * times
+        full = self._line.count >= self.bound * times or self._line.bytes + pending.size > self.byte_bound * times
         if full or (self.strict and not self._up and pending.creates):
             raise JournalFull(retry_after=2.0 if self._up else 10.0)
 
     def _enqueue(self, pending: Pending) -> None:
-        holder = self._keys.get(pending.key) if pending.key else None
-        if holder is not None and holder is not pending:
-            self._follow(holder, pending)
-            return
-        if (
-            pending.key
-            and not self._up
-            and (known := self._recent.get(pending.key, pending.task_id)) != pending.task_id
-        ):
-            self._settle(pending, Duplicate(known))
-            return
-        if pending.key:
-            self._keys[pending.key] = pending
-        behind = self._behind.get(pending.task_id)
-        if behind is not None:
-            behind.append(pending)
-            return
-        self._behind[pending.task_id] = deque()
-        self._ready.append(pending)
-        self._work.set()
+        """To the line; unless its idempotency key is another task's, as far as is known here."""
+        key = pending.key
+        if key is not None:
+            holder = self._keys.setdefault(key, pending)
+            if holder is not pending:
+                self._follow(holder, pending)
+                return
+            known = self._recent.get(key, pending.task_id)
+            if known != pending.task_id and not self._up:
+                self._settle(pending, Duplicate(known))
+                return
+        self._line.join(pending)
 
     def _follow(self, holder: Pending, pending: Pending) -> None:
         """A second task under the same idempotency key waits for what becomes of the first."""
@@ -174,10 +154,7 @@ class PostgresJournal:
     def _settle(self, pending: Pending, receipt: Receipt) -> None:
         """The last receipt of an entry: it leaves the journal."""
         pending.settled = True
-        self._count -= 1
-        self._bytes -= pending.size
-        if not self._count:
-            self._idle.set()
+        self._line.leave(pending)
         if pending.key and self._keys.get(pending.key) is pending:
             del self._keys[pending.key]
             self._remember(pending.key, pending.task_id, receipt)
@@ -233,29 +210,12 @@ class PostgresJournal:
     async def _lane(self, number: int) -> None:
         """Writes one batch after the other. What is not settled when the lane ends goes back in front."""
         while True:
-            while not self._ready:
-                self._work = trio.Event()
-                await self._work.wait()
-            if not (batch := self._take()):
-                continue
-            self._flights[number] = batch
+            batch = await self._line.take(number)
             try:
                 await self._persist(Writer(batch, self._written, self.door), batch)
             finally:
-                left = [pending for pending in batch if not pending.settled]
-                self._ready.extendleft(reversed(left))
-                del self._flights[number]
+                self._line.put_back(number)
             self.batches += 1
-
-    def _take(self) -> list[Pending]:
-        batch: list[Pending] = []
-        size = 0
-        while self._ready and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
-            pending = self._ready.popleft()
-            if not pending.settled:
-                batch.append(pending)
-                size += pending.size
-        return batch
 
     async def _persist(self, writer: Writer, batch: list[Pending]) -> None:
         """Writes a batch, however long the database is away."""
@@ -284,18 +244,14 @@ class PostgresJournal:
         """A lane is done with an entry: the database has spoken, so it is there."""
         if not self._up:
             self._up, self._since, self._error = True, time(), None
-            log.info("the journal writes again; %d entries wait", self._count)
+            log.info("the journal writes again; %d entries wait", self._line.count)
         self.committed += isinstance(receipt, Committed)
         self._leave(pending, receipt)
 
     def _leave(self, pending: Pending, receipt: Receipt) -> None:
         """The last receipt of an entry; the next one of its task moves up."""
         self._settle(pending, receipt)
-        behind = self._behind[pending.task_id]
-        if behind:
-            self._ready.append(behind.popleft())
-        else:
-            del self._behind[pending.task_id]
+        self._line.done(pending)
 
     def _outage(self, problem: str, batch: list[Pending]) -> None:
         """What waits is in memory only now, and everybody concerned is told; the queue also that it still is."""
@@ -306,23 +262,16 @@ class PostgresJournal:
         for pending in batch:
             if pending.told and not pending.settled:
                 self._tell_door(pending, Buffered())
-        for pending in self._waiting():
+        for pending in self._line.waiting():
             if not (self.strict and pending.creates):
                 self._tell_buffered(pending)
             elif not pending.unsure:
                 self._leave(pending, UNAVAILABLE)
 
-    def _waiting(self) -> list[Pending]:
-        behind = (pending for waiting in self._behind.values() for pending in waiting)
-        return [pending for pending in (*self._flying(), *self._ready, *behind) if not pending.settled]
-
-    def _flying(self) -> Iterator[Pending]:
-        return (pending for batch in self._flights.values() for pending in batch if not pending.settled)
-
     async def _watch_patience(self) -> None:
         """A database that takes its time is as good as away for those who wait: they hear so after `PATIENCE`."""
         while True:
             await trio.sleep(PATIENCE / 4)
-            oldest = min((pending.since for pending in self._flying()), default=math.inf)
+            oldest = min((pending.since for pending in self._line.taken()), default=math.inf)
             if self._up and trio.current_time() - oldest > PATIENCE:
                 self._outage(f"a write takes longer than {PATIENCE:.0f} s", [])

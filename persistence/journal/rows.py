@@ -28,7 +28,7 @@ class Pending:
     """An entry on its way, with its rows.
 
     `told`: its submitter has heard that it is in memory only. `settled`: it has had its last receipt.
-    `unsure`: COMMIT was sent for it and has not been answered. `since`: when it
+    `unsure`: it is being written, or COMMIT was sent for it and has not been answered. `since`: when it
     was submitted, on trio's clock.
     """
 

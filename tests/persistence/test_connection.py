@@ -43,6 +43,16 @@ async def test_a_cancelled_statement_ends_on_the_server_and_the_connection_lives
     assert await fetch(connection, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%%'") == 0
 
 
+async def test_a_cancelled_pipeline_closes_its_connection_and_raises_nothing_else(connection: TrioConnection) -> None:
+    with trio.move_on_after(0.1) as scope:
+        async with connection.pipeline():
+            await connection.execute("SELECT pg_sleep(60)")
+            for _ in range(40):
+                await connection.execute("SELECT length(%s)", ("x" * 1_000_000,))  # more than the socket takes
+    assert scope.cancelled_caught
+    assert connection.closed
+
+
 async def test_two_tasks_take_turns_on_one_connection(connection: TrioConnection) -> None:
     answers = []
     async with trio.open_nursery() as nursery:

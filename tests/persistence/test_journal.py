@@ -261,6 +261,29 @@ async def test_a_row_that_cannot_be_stored_is_refused_alone(journal: PostgresJou
     assert receipts.count(Refused("poison")) == 1
 
 
+async def test_an_entry_that_breaks_the_code_is_refused_alone(journal: PostgresJournal) -> None:
+    receipts, poison = Receipts(), Story()
+    job = NewJob(uuid4(), "task", args={"no": object()})
+    journal.submit(poison.begin(job=job), receipts.append)
+    for _ in range(5):
+        journal.submit(Story().begin(), receipts.append)
+    await receipts.arrived(6)
+    assert receipts.count(Committed()) == 5
+    assert receipts.count(Refused("poison")) == 1
+
+
+async def test_an_entry_that_cannot_even_be_examined_is_refused_alone(journal: PostgresJournal) -> None:
+    receipts, poison = Receipts(), Story()
+    entry = poison.begin()
+    beyond = evolve(entry, events=(evolve(entry.events[0], attempt=2**40),))
+    journal.submit(beyond, receipts.append)
+    for _ in range(5):
+        journal.submit(Story().begin(), receipts.append)
+    await receipts.arrived(6)
+    assert receipts.count(Committed()) == 5
+    assert receipts.count(Refused("poison")) == 1
+
+
 async def test_an_entry_that_is_too_large_is_refused_at_the_door(journal: PostgresJournal) -> None:
     story = Story()
     assert await journal.write(story.begin(input={"prompt": "x" * 17_000_000})) == Refused("poison")
@@ -398,6 +421,24 @@ async def test_strict_never_says_memory_to_tasks_that_an_outage_catches_on_their
     for task_id, told in receipts.items():
         assert told == [Refused("unavailable")]
         assert await store.load(task_id) is None
+
+
+async def test_strict_refuses_nothing_that_is_being_written(
+    database: Pool, conninfo: str, nursery: trio.Nursery, store: PostgresTaskStore
+) -> None:
+    """A database that takes longer than anybody waits: what it is doing may still be committed."""
+    journal, story, told = PostgresJournal(database, strict=True), Story(), Receipts()
+    nursery.start_soon(journal.flush)
+    async with await TrioConnection.connect(conninfo) as slow, slow.transaction():
+        await slow.execute("LOCK TABLE tasks")
+        journal.submit(story.begin(), told.append)
+        with trio.fail_after(20):
+            while journal.health().up:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assert told == []
+    await told.arrived(1)
+    assert told == [Committed()]
+    assert await store.load(story.task_id) == story.state
 
 
 async def test_strict_waits_for_the_truth_about_a_commit_without_an_answer(

@@ -135,6 +135,26 @@ async def test_a_claim_is_a_scan_of_the_line_index_and_sorts_nothing(database: P
     assert "Sort" not in plan
 
 
+@pytest.mark.parametrize("name", ["CLAIM", "STAGE", "NEXT_DUE", "RECOVER", "RESCUE", "PRUNE", "COUNTS", "WAITING"])
+async def test_no_statement_reads_the_whole_table_when_many_jobs_are_kept(database: Pool, name: str) -> None:
+    args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0, "limit": 100, "most": 5}
+    args |= {"held": [], "completed": 3600.0, "cancelled": 3600.0, "discarded": 3600.0}
+    async with database.connection() as conn:
+        await conn.execute(
+            "INSERT INTO jobs (id, worker, state, completed_at) "
+            "SELECT gen_random_uuid(), 'work', 'completed', now() - n * interval '1 second' "
+            "FROM generate_series(1, 8000) n"
+        )
+        await conn.execute(
+            "INSERT INTO jobs (id, worker, state) SELECT gen_random_uuid(), 'work', s::job_state "
+            "FROM generate_series(1, 20) n, unnest(ARRAY['available', 'scheduled', 'retryable', 'discarded']) s"
+        )
+        await conn.execute("ANALYZE jobs")
+        cursor = await conn.execute(f"EXPLAIN {getattr(statements, name)}", args, prepare=False)
+        plan = "\n".join(row[0] for row in await cursor.fetchall())
+    assert "Seq Scan on jobs" not in plan
+
+
 # --- limits over all nodes ---
 
 
