@@ -24,6 +24,7 @@ import logging
 import math
 import random
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -54,6 +55,8 @@ _LONGEST_TICK: Final = 0.05
 _SHORTEST_TICK: Final = 0.0001
 _FEWEST_SIGHTINGS: Final = 3
 """A machine that slept, or an OS process that was stopped, has lost time that no callback is to blame for."""
+_ROOM: Final = 100
+"""Levels of recursion that the handler may need."""
 _LOOK_AGAIN: Final = (10e-6, 300e-6)
 _LOOKS_FOR_A_HANDLER: Final = 64
 _BUDGETS_TO_LAST_RESORT: Final = 2.0
@@ -157,6 +160,7 @@ class Watchdog(trio.abc.Instrument):
         self._fragile = FRAGILE | frozenset(fragile)
         self._tick = min(_LONGEST_TICK, max(_SHORTEST_TICK, min(budget, self.report_after) / 4))
         self._awake = False
+        self._looking = False
         self._armed_at = 0.0
         self._holder: _Holder | None = None
         self._spell = Spell(0.0, 0.0)
@@ -203,26 +207,43 @@ class Watchdog(trio.abc.Instrument):
         self._forget()
 
     def _arm(self, seconds: float) -> None:
+        # With an interval, for a single signal may be lost: on a busy machine the kernel gives it to another thread, of
+        # which CPython up to 3.12 does not tell the main thread while that one runs in a tight loop; or the handler
+        # finds no room on a stack at its recursion limit.
         self._armed_at = time.perf_counter()
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, self._tick)
 
-    # The handler. It runs between two instructions of whatever the main thread is doing, its own code included; the
-    # timer is armed again only at its end, so that it is not entered twice.
+    # The handler. It runs between two instructions of whatever the main thread is doing, its own code included.
 
     def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
-        if not self._awake:
-            return  # the signal of a timer that was stopped while it was on its way
-        holder = self._holding(frame)
-        pause, shot = self._tick, None
-        if holder is None or frame is None:
-            self._forget()
-        else:
-            spell = self._sight(holder, time.perf_counter())
-            pause, shot = self._act(holder, spell, frame)
-        del holder, frame  # the exception's traceback keeps this function's frame
-        self._arm(pause)
+        if not self._awake or self._looking:
+            return  # the signal of a timer that was stopped while it was on its way; or a tick within the handler
+        self._looking = True
+        try:
+            # Room to look around, above code that recurses to the limit and stays there.
+            _one_level()
+            limit = sys.getrecursionlimit()
+            sys.setrecursionlimit(limit + _ROOM)
+            try:
+                pause, shot = self._look(frame)
+                self._arm(pause)
+            finally:
+                sys.setrecursionlimit(limit)
+        except RecursionError:
+            return  # not even room for that: the next tick may find some
+        finally:
+            self._looking = False
+        del frame  # the exception's traceback keeps this function's frame
         if shot is not None:
             raise shot
+
+    def _look(self, frame: FrameType | None) -> tuple[float, Preempted | None]:
+        """Seconds until the next look, and what to throw."""
+        holder = self._holding(frame)
+        if holder is None or frame is None:
+            self._forget()
+            return self._tick, None
+        return self._act(holder, self._sight(holder, time.perf_counter()), frame)
 
     def _holding(self, frame: FrameType | None) -> _Holder | None:
         try:
@@ -249,7 +270,7 @@ class Watchdog(trio.abc.Instrument):
         self._holder = None
 
     def _act(self, holder: _Holder, spell: Spell, frame: FrameType) -> tuple[float, Preempted | None]:
-        """What `decide` says is done here. Seconds until the next look, and what to throw."""
+        """Does what `decide` says; answers as `_look`."""
         process = owner(holder.task)
         budget = self._budget_of(process)
         vulnerable = process is not None and preempt_points.SUPPORTED
@@ -314,6 +335,10 @@ class Watchdog(trio.abc.Instrument):
         _log.warning("event loop held for %.2f s by %s at %s", stalled.seconds, who, stalled.where)
         if self._tracer is not None and self._tracer.on:
             self._tracer.emit(stalled)
+
+
+def _one_level() -> None:
+    """Raises RecursionError where the limit could not be set back afterwards."""
 
 
 def _tracer() -> Tracer | None:

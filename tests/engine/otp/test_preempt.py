@@ -228,12 +228,13 @@ async def test_the_others_run_while_runaways_come_and_go(watched: Watched) -> No
 
 async def test_many_short_steps_are_nobodys_business(watched: Watched) -> None:
     async def busy() -> None:
-        for _ in range(2000):
+        until = time.perf_counter() + 3 * BUDGET
+        while time.perf_counter() < until:
             await trio.lowlevel.checkpoint()
 
-    async with stage(watched, budget=0.05):
+    async with stage(watched) as watchdog:
         assert not isinstance(await watched.end_of(busy), Crash)
-    assert not watched.stalls
+    assert watchdog.interruptions == 0
 
 
 async def test_the_finally_of_an_interrupted_loop_runs(watched: Watched) -> None:
@@ -280,8 +281,8 @@ class Counter(GenServer[int]):
         return NoReply(state + message)
 
     async def terminate(self, reason: Reason, state: int) -> None:
-        # Twice what is left of a budget that handle_cast has used up, and less than one of its own.
-        until = time.perf_counter() + BUDGET / 2
+        # More than what is left of the budget that handle_cast has used up, and less than one of its own.
+        until = time.perf_counter() + BUDGET / 4
         while time.perf_counter() < until:
             pass
         type(self).last_words = (reason, state)
@@ -326,11 +327,13 @@ async def test_a_process_may_have_a_smaller_budget(watched: Watched) -> None:
 
 
 async def test_a_server_class_may_have_a_budget(watched: Watched) -> None:
-    class Patient(Counter):
+    class Brief(Counter):
         budget = 0.05
 
+        async def terminate(self, reason: Reason, state: int) -> None: ...
+
     async with stage(watched, budget=60, report_after=0.02) as watchdog:
-        server = await Patient.start()
+        server = await Brief.start()
         cast(server, -1)
         await end_of(server)
     assert watchdog.interruptions == 1
@@ -681,3 +684,56 @@ def test_the_rule(now: float, point: Point, state: Spell, verdict: Verdict) -> N
 
 def test_nobody_with_an_endless_budget_is_ever_interrupted() -> None:
     assert decide(spell(), 1e9, budget=math.inf, tick=0.05, point=Point.SAFE) is Verdict.LATER
+
+
+# --- signals that go astray -----------------------------------------------------------------------------
+
+
+async def test_a_tick_that_is_lost_does_not_stop_the_watch(watched: Watched) -> None:
+    async with stage(watched) as watchdog:
+        told = watchdog._on_alarm
+        signals = 0
+
+        def lossy(signum: int, frame: object) -> None:
+            nonlocal signals
+            signals += 1
+            if signals % 3:
+                told(signum, frame)  # type: ignore[arg-type]
+
+        signal.signal(signal.SIGALRM, lossy)
+        assert isinstance(await watched.end_of(endless_loop), Crash)
+    assert signals > 3
+
+
+async def test_a_recursion_that_catches_its_own_limit_is_interrupted(watched: Watched) -> None:
+    async def bottomless() -> None:
+        def dive() -> None:
+            try:  # noqa: SIM105  what suppress does would be spared
+                dive()
+            except RecursionError:
+                pass
+            dive()
+
+        while True:
+            with contextlib.suppress(RecursionError):
+                dive()
+
+    async with stage(watched):
+        reason = await watched.end_of(bottomless)
+    assert isinstance(reason, Crash)
+    assert isinstance(reason.error, Preempted)
+
+
+async def test_a_thread_that_takes_the_signal_does_not_stop_the_watch(watched: Watched) -> None:
+    stop = threading.Event()
+    threads = [threading.Thread(target=stop.wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        async with stage(watched, budget=0.02):
+            for _ in range(20):
+                assert isinstance(await watched.end_of(endless_loop), Crash)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
