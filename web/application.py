@@ -114,7 +114,7 @@ class Application:
     def _build(self) -> None:
         settings, persistence = self.settings, self.persistence
         self.secret = _kept(settings.data_dir / "secret.key", lambda: token_bytes(32))
-        self.backends = backends(settings, self._webhook_url)
+        self.backends = backends(settings, self._webhook_url, persistence.store.knows_prediction)
         store, signer = artifacts(settings, self.secret)
         handlers: dict[str, JobHandler] = {HOUSEKEEPING: retention_handler(persistence.retention, settings)}
         self.queues = Queues(

@@ -6,6 +6,7 @@ A provider whose key is not set is not there, and its library is not imported. M
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -69,7 +70,11 @@ class Backends:
                     await close()
 
 
-def backends(settings: Settings, webhook: Callable[[UUID], str]) -> Backends:
+Known = Callable[[str, str], Awaitable[bool]]
+"""Whether a provider's prediction stands in our records already."""
+
+
+def backends(settings: Settings, webhook: Callable[[UUID], str], known: Known) -> Backends:
     """All that the settings ask for. `webhook` gives the URL under which an attempt's webhooks reach us.
 
     Raises:
@@ -86,7 +91,7 @@ def backends(settings: Settings, webhook: Callable[[UUID], str]) -> Backends:
     if settings.gemini_api_key:
         _add_gemini(found, settings)
     if settings.replicate_api_token:
-        _add_replicate(found, settings)
+        _add_replicate(found, settings, known)
     if settings.cog_urls:
         found.cog = Cog(found.http, _named_urls(settings.cog_urls), webhook)
         found.providers["cog"] = [found.cog]
@@ -142,12 +147,13 @@ def _each(keys: str) -> list[str]:
     return [key.strip() for key in keys.split(",") if key.strip()]
 
 
-def _add_replicate(found: Backends, settings: Settings) -> None:
+def _add_replicate(found: Backends, settings: Settings, known: Known) -> None:
     found.replicate = Replicate(
         found.http,
         settings.replicate_api_token,
         base_url=settings.replicate_base_url,
         public_url=settings.public_url if settings.replicate_webhook_secrets else "",
+        known=partial(known, Replicate.name),
     )
     found.providers["replicate"] = [found.replicate]
     fetcher = Fetcher(Policy(hosts=OUTPUT_HOSTS))

@@ -18,6 +18,7 @@ import structlog
 import trio
 from attrs import define, frozen
 
+from engine.ports import StorageDown
 from engine.providers.deliveries import Deliveries, Waiting
 from engine.providers.metrics import POSSIBLE_DUPLICATES
 from engine.providers.protocol import (
@@ -160,7 +161,7 @@ class Replicate:
                 candidate = await self._get(identifier)
                 if candidate.input == request.input:
                     return candidate
-        except (Lost, Refusal) as problem:
+        except (Lost, Refusal, StorageDown) as problem:
             log.warning("prediction_search_failed", task_id=str(request.task_id), why=str(problem))
         return None
 
