@@ -10,7 +10,6 @@ rather than the bytes that bound how many processes can be asleep.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,6 @@ from engine.otp.process import Blueprint, Process
 
 if TYPE_CHECKING:
     from engine.otp.node import Node
-
-FREEZE_AFTER = 100_000
-"""Processes that fall asleep between two `gc.freeze`."""
 
 _BLUEPRINT, _STATE, _STARTED, _HANDLED, _BUSY, _EXTRA, _NAMESPACE, _KEY = range(8)
 
@@ -64,7 +60,6 @@ class Dormitory:
         self._node = node
         self._asleep: dict[Pid, Record] = {}
         self._shelf = Shelf()
-        self._since_freeze = 0
 
     def __len__(self) -> int:
         return len(self._asleep)
@@ -78,14 +73,6 @@ class Dormitory:
     def lay_down(self, process: Process) -> None:
         """Takes an idle process whose task is ending."""
         self._asleep[process.pid] = self._record(process)
-        self._since_freeze += 1
-        if self._since_freeze >= FREEZE_AFTER:
-            self.freeze()
-
-    def freeze(self) -> None:
-        """Moves all that lives now out of the collector's sight; so a million asleep cost no pause."""
-        self._since_freeze = 0
-        gc.freeze()
 
     def take(self, pid: Pid) -> Process | None:
         """The process with this pid, no longer asleep and without a task yet; None when it does not sleep here."""

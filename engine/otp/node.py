@@ -6,7 +6,6 @@ One node a trio run. Supervision trees are data inside their supervisors; to tri
 from __future__ import annotations
 
 import contextvars
-import gc
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from typing import Any, Self
 import trio
 
 from engine.otp import trace
+from engine.otp.collector import Collector
 from engine.otp.context import current_node, node_var
 from engine.otp.hibernation import Dormitory, Sweeper
 from engine.otp.messages import HIBERNATE
@@ -43,7 +43,7 @@ class Node:
         self.kill_grace = kill_grace
         self.end_grace = end_grace
         self.shutdown_deadline = shutdown
-        self._collector = collector
+        self._collector = Collector(collector)
         self.names = UniqueNames()
         self.timers = Timers()
         self.tracer = trace.Tracer()
@@ -68,14 +68,12 @@ class Node:
         with everything below them. Options: `report` takes each report (default: logging). `kill_grace`: seconds
         after a kill before a process that does not end is declared a zombie. `end_grace`: seconds a process may clean
         up after any other exit signal before it is killed. `shutdown`: seconds for the whole node to end in order.
-        `collector`: thresholds of Python's garbage collector while the node is open (None: as they are). With the
-        default ones of Python half of the time of starting processes goes into looking for garbage.
+        `collector`: thresholds of Python's garbage collector while the node is open (None: it is left alone). With
+        the default ones of Python half of the time of starting processes goes into looking for garbage.
         """
         node = cls(**options)
         failure: BaseException | None = None
-        thresholds = gc.get_threshold()
-        if node._collector is not None:
-            gc.set_threshold(*node._collector)
+        node._collector.open()
         async with trio.open_nursery() as outer:
             await outer.start(node._run)
             token = node_var.set(node)
@@ -86,7 +84,7 @@ class Node:
                 failure = error
             node_var.reset(token)
             await node._close()
-        gc.set_threshold(*thresholds)
+        node._collector.close()
         if failure is not None or node.failure is not None:
             raise failure or node.failure  # type: ignore[misc]
 
@@ -168,6 +166,9 @@ class Node:
 
     def forget(self, process: Process) -> None:
         self.table.pop(process.pid, None)
+        population = len(self.table) + len(self.dormitory)
+        if population < self._collector.thaw_at:
+            self._collector.shrunk(population)
 
     def unwatch(self, pid: Pid, key: object) -> None:
         process = self.awaken(pid)
@@ -248,6 +249,9 @@ class Node:
         if blueprint.linked:
             self.table[blueprint.parent].adopt(process.pid)
         self._begin(process)
+        population = len(self.table) + len(self.dormitory)
+        if population >= self._collector.freeze_at:
+            self._collector.grown(population)
         if self.tracer.on:
             self.tracer.emit(trace.Spawned(process.pid, blueprint.kind, blueprint.parent))
         return process

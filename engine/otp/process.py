@@ -411,6 +411,8 @@ async def run(process: Process) -> None:
             reason = process.reason_for(error)
     if process.exiting is KILLED:
         reason = KILLED
+    # The task's context knows the process: without this they would be a cycle, for the garbage collector to find.
+    process.task = process.life = None
     if reason is ASLEEP:
         process.node.lay_down(process)
         return
