@@ -166,16 +166,29 @@ DELETE FROM jobs j USING old
 WHERE j.id = old.id AND j.state IN ('completed', 'cancelled', 'discarded')
 """
 
-# Finished jobs are not counted, dead letters excepted: their index is small, and operators look for them.
+# Finished jobs are not counted, dead letters excepted: operators look for them. One query for each state, because each
+# state has an index of its own: what is counted costs, not what is kept.
 COUNTS: LiteralString = """
-    SELECT queue, state::text, count(*), max(extract(epoch FROM now() - scheduled_at))::float8
-    FROM jobs WHERE state IN ('available', 'scheduled', 'retryable', 'executing', 'discarded')
-    GROUP BY queue, state
+    SELECT queue, 'available', count(*), max(extract(epoch FROM now() - scheduled_at))::float8
+    FROM jobs WHERE state = 'available' GROUP BY queue
+    UNION ALL
+    SELECT queue, state::text, count(*), NULL FROM jobs WHERE state IN ('scheduled', 'retryable') GROUP BY queue, state
+    UNION ALL
+    SELECT queue, 'executing', count(*), NULL FROM jobs WHERE state = 'executing' GROUP BY queue
+    UNION ALL
+    SELECT queue, 'discarded', count(*), NULL FROM jobs WHERE state = 'discarded' GROUP BY queue
 """
 
 WAITING: LiteralString = """
-    SELECT queue, priority, user_key, count(*) FILTER (WHERE state = 'available'), count(*)
-    FROM jobs WHERE state IN ('available', 'scheduled', 'retryable', 'executing') GROUP BY 1, 2, 3
+    SELECT queue, priority, user_key, sum(waiting)::int, sum(unfinished)::int FROM (
+        SELECT queue, priority, user_key, count(*) AS waiting, count(*) AS unfinished
+        FROM jobs WHERE state = 'available' GROUP BY 1, 2, 3
+        UNION ALL
+        SELECT queue, priority, user_key, 0, count(*)
+        FROM jobs WHERE state IN ('scheduled', 'retryable') GROUP BY 1, 2, 3
+        UNION ALL
+        SELECT queue, priority, user_key, 0, count(*) FROM jobs WHERE state = 'executing' GROUP BY 1, 2, 3
+    ) AS part GROUP BY 1, 2, 3
 """
 
 SETTINGS: LiteralString = "SELECT name, paused, local_limit FROM job_queues"

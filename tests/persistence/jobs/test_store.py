@@ -137,7 +137,7 @@ async def test_a_claim_is_a_scan_of_the_line_index_and_sorts_nothing(database: P
 
 @pytest.mark.parametrize("name", ["CLAIM", "STAGE", "NEXT_DUE", "RECOVER", "RESCUE", "PRUNE", "COUNTS", "WAITING"])
 async def test_no_statement_reads_the_whole_table_when_many_jobs_are_kept(database: Pool, name: str) -> None:
-    args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0, "limit": 100, "most": 5}
+    args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0, "limit": 5, "most": 5}
     args |= {"held": [], "completed": 3600.0, "cancelled": 3600.0, "discarded": 3600.0}
     async with database.connection() as conn:
         await conn.execute(
