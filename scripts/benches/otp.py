@@ -103,6 +103,13 @@ class Server(GenServer[int]):
         return NoReply(state + 1)
 
 
+class Sleeper(Server):
+    """As live servers here, with a number for a state; asleep from the start."""
+
+    async def init(self, *_: object) -> Ok[int]:
+        return Ok(0, HIBERNATE)
+
+
 @frozen
 class TaskFacts:
     """About what a task's server remembers: who asked, what for, how far it is."""
@@ -215,7 +222,7 @@ async def live_bytes(registry: Registry[str]) -> float:
 
 
 async def hibernated_bytes(registry: Registry[str]) -> float:
-    return await size_of(HIBERNATED, lambda n: task(registry, n))
+    return await size_of(HIBERNATED, lambda n: worker(Sleeper, id=n, name=Via(registry, n), restart=TEMPORARY))
 
 
 async def restart_1000_ms(registry: Registry[str]) -> float:
