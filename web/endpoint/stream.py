@@ -184,7 +184,8 @@ class StreamTransport:
     def _overflow(self) -> None:
         """Whole frames are given up, but neither the handshake's answer nor the rest of a frame that has begun: the
         close frame must be understood."""
-        kept = self._outbox[:1] if self._offset or not self._begun else []
+        answer = self._outbox[0][0] < 0x80  # every frame has its highest bit set (FIN), and a line of HTTP has not
+        kept = self._outbox[:1] if self._offset or answer else []
         self._outbox, self._queued = kept, sum(map(len, kept)) - self._offset
         self._hub.faults.client("slow_client", self.upgrade.client, "its outbox was full")
         self.close(CloseCode.TRY_LATER, "too slow")

@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from web.auth import DEVELOPER, AuthSettings, Credentials, Denied, Guard, Identity, Role, authenticate, negotiate
@@ -36,9 +36,9 @@ def signed(key: Any = SECRET, algorithm: str = "HS256", kid: str | None = None, 
     return jwt.encode({"sub": "ann", **claims}, key, algorithm=algorithm, headers=headers)
 
 
-def judge(token: str | None, **settings: Any) -> Identity | Denied:
-    keys = parse_keys(key_set()) if settings.get("key_set") else ()
-    return authenticate(AuthSettings(**settings), keys, Credentials(token))
+def judge(token: str | None, **given_settings: Any) -> Identity | Denied:
+    keys = parse_keys(key_set()) if given_settings.get("key_set") else ()
+    return authenticate(AuthSettings(**given_settings), keys, Credentials(token))
 
 
 def code(answer: Identity | Denied) -> str:
@@ -125,9 +125,9 @@ def test_tokens_that_cannot_be_read_are_named(text: str) -> None:
 
 
 def test_settings_do_not_show_their_secrets() -> None:
-    settings = AuthSettings(secret=SECRET, tokens=parse_tokens("abc=ann"))
-    assert SECRET not in repr(settings)
-    assert "abc" not in repr(settings)
+    shown = repr(AuthSettings(secret=SECRET, tokens=parse_tokens("abc=ann")))
+    assert SECRET not in shown
+    assert "abc" not in shown
 
 
 def test_a_revoked_user_is_refused_until_restored() -> None:
@@ -159,6 +159,7 @@ def test_a_token_is_found_wherever_clients_put_it(credentials: Credentials) -> N
     assert credentials == Credentials("1234")
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=60))
 def test_case_9_both_alphabets_of_base64_are_read(token: str) -> None:
     for encode in (b64encode, urlsafe_b64encode):
@@ -180,6 +181,7 @@ def test_what_is_no_token_is_none() -> None:
     assert Credentials.of(query="token=1&" + "&".join("abcdefgh" for _ in range(200))) == Credentials()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_judge_stumble(raw: bytes) -> None:
     text = raw.decode("latin-1")
