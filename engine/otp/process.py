@@ -21,7 +21,7 @@ from engine.otp.context import process_var
 from engine.otp.messages import HIBERNATE, Call, Cast, Down, ExitSignal
 from engine.otp.pid import ROOT, Pid, Ref, Via
 from engine.otp.preempt_frames import preemptible
-from engine.otp.reasons import INIT_ACK_MISSING, KILLED, NORMAL, Atom, Crash, Reason, is_clean, reason_of
+from engine.otp.reasons import INIT_ACK_MISSING, KILLED, NORMAL, Atom, Reason, is_clean, reason_of
 from engine.otp.reports import CrashReport, summary
 from engine.otp.slot import Slot
 
@@ -312,13 +312,11 @@ class Process:
 
     def reason_for(self, error: BaseException) -> Reason:
         """The reason when the body raised `error`: a signal's, except that a failing clean-up outranks it."""
+        if self.exiting is not None and (self.exiting is KILLED or _is_only_cancelled(error)):
+            return self.exiting
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.node.abort(error)
-        reason = reason_of(error)
-        if self.exiting is None:
-            return reason
-        was_cancelled = isinstance(reason, Crash) and _is_only_cancelled(error)
-        return self.exiting if was_cancelled or self.exiting is KILLED else reason
+        return reason_of(error)
 
     def finish(self, reason: Reason) -> None:
         """The only way out: names are freed, then links and monitors hear of it, all in this one step."""
@@ -404,9 +402,6 @@ async def run(process: Process) -> None:
             life.cancel()
         try:
             reason = await process.blueprint.body(process)
-        except trio.Cancelled:
-            reason = process.exiting
-            raise
         except BaseException as error:  # noqa: BLE001 - the boundary between a process and all the others
             reason = process.reason_for(error)
     if process.exiting is KILLED:

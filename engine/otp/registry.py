@@ -21,6 +21,7 @@ from engine.otp.gen_server import GenServer, Ok
 from engine.otp.names import DuplicateNames, UniqueNames
 from engine.otp.node import Node
 from engine.otp.pid import Pid, Via
+from engine.otp.process import call_user
 from engine.otp.reasons import Reason
 
 
@@ -124,7 +125,7 @@ class Registry:
         """Runs `await function(entries)` in the caller; not at all when there are none."""
         entries = self.lookup(key)
         if entries:
-            await function(entries)
+            await call_user(function, entries)
 
     # --- own entries --------------------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class Registry:
         lock = self._locks.setdefault(key, trio.Lock())
         try:
             async with lock:
-                return await function()
+                return await call_user(function)
         finally:
             if not lock.locked() and not lock.statistics().tasks_waiting:
                 self._locks.pop(key, None)
