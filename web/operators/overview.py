@@ -66,6 +66,13 @@ def _provider(name: str) -> dict[str, Any]:
     return {"name": name, "state": "down" if down else "ready", "running": int(running)}
 
 
+def rested(providers: list[dict[str, Any]], routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The providers, marked `resting` where every known route to them is cooling down after failures."""
+    resting = {route["provider"] for route in routes if route["rests_for_seconds"] > 0}
+    awake = {route["provider"] for route in routes if route["rests_for_seconds"] <= 0}
+    return [{**known, "state": "resting"} if known["name"] in resting - awake else known for known in providers]
+
+
 def sockets() -> int:
     """Open sockets."""
     node = introspect.tree("sockets", 0)

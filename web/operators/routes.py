@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -25,7 +25,7 @@ from web.http.body import bounded_int, decode
 from web.http.exchange import Answer, Ask, Handler, json
 from web.http.house import House
 from web.http.route import Parameter, Route
-from web.operators.overview import overview, queue_view
+from web.operators.overview import overview, queue_view, rested
 from web.operators.recent import RESTARTED, Recent
 from web.operators.tree import killable, node_view, process_view, read_pid
 from web.operators.watch import Watch
@@ -61,6 +61,8 @@ class Operators:
     disconnect: Callable[[str], int] = field(default=nobody)
     """Closes the sockets of this name (`users:<id>`) and answers how many; the endpoint's roster does it."""
 
+    routing: Callable[[], list[dict[str, Any]]] = field(default=list)
+    """What the routing knows of each route: provider, credential's name, model, running, rests_for_seconds, trips."""
     watch: Watch | None = None
 
     # --- looking ---
@@ -91,7 +93,9 @@ class Operators:
         seen = overview(house.runtime, self.queues, self.version, house.started_at)
         found = [asdict(alarm) for alarm in self.watch.standing] if self.watch else []
         lately = list(self.recent.events)[-50:]
-        return json({**seen, "alarms": found, "counts": dict(self.recent.counts), "recent": lately})
+        routes = self.routing()
+        seen["providers"] = rested(seen["providers"], routes)
+        return json({**seen, "routes": routes, "alarms": found, "counts": dict(self.recent.counts), "recent": lately})
 
     async def list_queues(self, house: House, ask: Ask) -> Answer:
         """The queues."""

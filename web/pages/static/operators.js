@@ -42,7 +42,7 @@ function draw(overview) {
   const restarts = overview.counts.restarted ?? 0;
   part("tree-words").textContent = `${count(overview.node.processes)} processes` + (restarts ? `, ${count(restarts)} restarts` : "");
   replace(part("queues"), overview.queues.map(queue), "No queue is open.");
-  replace(part("providers"), overview.providers.map(provider), "No provider is set up.");
+  replace(part("providers"), overview.providers.map((one) => provider(one, overview.routes)), "No provider is set up.");
   replace(part("recent"), overview.recent.slice(-12).reverse().map(trouble), "Nothing went wrong since the start.");
   facts(part("server"), server(overview));
 }
@@ -105,12 +105,16 @@ function queue(known) {
   return made("div", { class: "queue" }, head, made("div", { class: "meter" }, full), words);
 }
 
-function provider(known) {
+function provider(known, routes) {
   const title = made("b");
   title.textContent = known.name;
   const head = made("div", { class: "queue-head" }, title, made("span", { class: "spacer" }), badge(known.state));
   const words = made("div", { class: "queue-words" });
-  words.textContent = known.running ? `${count(known.running)} at work` : "";
+  const resting = routes.filter((route) => route.provider === known.name && route.rests_for_seconds > 0);
+  words.textContent = [
+    known.running ? `${count(known.running)} at work` : "",
+    ...resting.map((route) => `${route.model} rests for ${span(route.rests_for_seconds)}`),
+  ].filter(Boolean).join(" · ");
   return made("div", { class: "queue" }, head, words);
 }
 
