@@ -58,6 +58,13 @@ class _Rank:
         else:
             del self.users[user]
 
+    def add_crowd(self, users: int, jobs: int) -> None:
+        """So many users that they are not named, taken to wait with equally many jobs each."""
+        self.total += jobs
+        waiting = min(users, jobs)
+        if waiting:
+            self._count(round(jobs / waiting), waiting)
+
     def _count(self, size: int, change: int) -> None:
         if size:
             self.sizes[size] += change
@@ -112,7 +119,10 @@ class Line:
         self._ranks.clear()
         self.unfinished.clear()
         for entry in waiting:
-            self._shift((entry.priority, entry.user), entry.jobs, entry.unfinished)
+            if entry.users > 1:
+                self._ranks[entry.priority].add_crowd(entry.users, entry.jobs)
+            else:
+                self._shift((entry.priority, entry.user), entry.jobs, entry.unfinished)
         while self._steps and self._steps[0].at < taken_at:
             self._steps.popleft()
         for step in self._steps:

@@ -101,12 +101,16 @@ class Rescued:
 
 @frozen
 class Waiting:
-    """A user's jobs at one priority: `jobs` stand in line, `unfinished` counts these and all that are not finished."""
+    """A user's jobs at one priority: `jobs` stand in line, `unfinished` counts these and all that are not finished.
+
+    With `users` above one it sums up a crowd of users, each of whom has less to do than any who is named.
+    """
 
     priority: int
     user: str
     jobs: int
     unfinished: int
+    users: int = 1
 
 
 @frozen

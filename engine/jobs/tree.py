@@ -45,6 +45,7 @@ Body = Callable[..., Awaitable[None]]
 
 STAGE_AT_ONCE = 5_000
 RESCUE_AT_ONCE = 500
+BEATS_AT_ONCE = 500
 PRUNE_AT_ONCE = 10_000
 FLUSH_WITHIN = 5.0
 """Seconds for the last outcomes to be written at shutdown."""
@@ -151,9 +152,11 @@ class Clockwork:
         leases = [lease for lane in queues.lanes.values() for lease in lane.leases()]
         some_lane = next(iter(queues.lanes.values()))
         unwritten = [some_lane.identity.hold(fence) for fence in queues.outbox.fences()]
-        for job_id in await queues.store.heartbeat(leases + unwritten):
-            for lane in queues.lanes.values():
-                metrics.LOST.labels(lane.name).inc(lane.lost(job_id))
+        leases += unwritten
+        for first in range(0, max(len(leases), 1), BEATS_AT_ONCE):
+            for job_id in await queues.store.heartbeat(leases[first : first + BEATS_AT_ONCE]):
+                for lane in queues.lanes.values():
+                    metrics.LOST.labels(lane.name).inc(lane.lost(job_id))
 
     async def poll(self) -> float | None:
         self._queues.wake()

@@ -252,8 +252,8 @@ def _counts(states: Sequence[Sequence[Any]], waiting: Sequence[Sequence[Any]]) -
         numbers[queue][state] = jobs
         if state == JobState.AVAILABLE:
             numbers[queue]["oldest_age"] = age
-    for queue, priority, user, jobs, unfinished in waiting:
-        lines[queue].append(Waiting(priority, user, jobs, unfinished))
+    for queue, *entry in waiting:
+        lines[queue].append(Waiting(*entry))
     return tuple(QueueCounts(queue, **found, waiting=tuple(lines[queue])) for queue, found in numbers.items())
 
 

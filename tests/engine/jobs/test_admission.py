@@ -26,6 +26,12 @@ def test_a_user_stands_behind_their_own_jobs_and_as_many_of_others() -> None:
     assert line(("me", 5), ("b", 100), ("c", 2)).ahead(4, "me") == 5 + 6 + 2
 
 
+def test_a_crowd_too_large_to_name_counts_by_its_mean() -> None:
+    made = line(("a", 10))
+    made.reset([Waiting(4, "a", 10, 10), Waiting(4, "", 600, 900, users=300)], taken_at=0.0)
+    assert (made.total, made.ahead(4, "new"), made.ahead(4, "a")) == (610, 301, 610)
+
+
 def test_more_urgent_jobs_all_go_first_and_less_urgent_ones_never() -> None:
     made = line(("a", 10))
     assert (made.ahead(9, "new"), made.ahead(0, "new")) == (10, 0)

@@ -315,6 +315,15 @@ async def test_counts_tell_the_states_the_oldest_and_who_waits(store: PostgresJo
     assert sum(waiting.jobs for waiting in counts.waiting) == 2
 
 
+async def test_a_crowd_of_users_is_summed_up(store: PostgresJobStore) -> None:
+    await store.insert([a_job("greedy") for _ in range(5)] + [a_job(f"user {n}") for n in range(2100)])
+    (counts,) = await store.counts()
+    named = [waiting for waiting in counts.waiting if waiting.users == 1]
+    (crowd,) = [waiting for waiting in counts.waiting if waiting.users > 1]
+    assert (len(named), max(waiting.jobs for waiting in named)) == (2000, 5)
+    assert (crowd.users, crowd.jobs, crowd.unfinished) == (101, 101, 101)
+
+
 async def test_jobs_are_paged_newest_first(store: PostgresJobStore) -> None:
     await store.insert([a_job() for _ in range(5)])
     first = await store.page("default", JobState.AVAILABLE, None, 3)
