@@ -71,7 +71,7 @@ def show(runtime: Runtime, live: Live, task: TaskState, news: TaskProgress | Tas
     outbox = live.outbox
     if outbox.items:
         return _with(live, task, push(outbox, news))
-    _send(live, news)
+    tell(runtime, live, news)
     runtime.snapshots.dirty(task)
     return _with(live, task, Outbox(task, (), outbox.unsaved))
 
@@ -83,9 +83,7 @@ def let_go(runtime: Runtime, live: Live) -> tuple[Live, Pending | None]:
         if isinstance(effect, Answer):
             reply(effect.caller, effect.answer)
         else:
-            _send(live, effect)
-            if isinstance(effect, TaskHappened):
-                _send_to_user(runtime, effect)
+            tell(runtime, live, effect)
     if released.outbox.told is not live.outbox.told:
         runtime.snapshots.dirty(released.outbox.told)
     return _after(live, released), released.refused
@@ -120,14 +118,13 @@ def _after(live: Live, released: Released) -> Live:
     return evolve(live, outbox=released.outbox, log=live.log + told)
 
 
-def _send(live: Live, news: TaskNews) -> None:
+def tell(runtime: Runtime, live: Live, news: TaskNews) -> None:
+    """Sends news to the task's subscribers, and what lasts to its user's channels, too."""
     for subscriber in live.subscribers:
         send(subscriber.pid, news)
-
-
-def _send_to_user(runtime: Runtime, news: TaskHappened) -> None:
-    for pid, _ in runtime.channels.lookup(("user", news.task.user)):
-        send(pid, news)
+    if isinstance(news, TaskHappened):
+        for pid, _ in runtime.channels.lookup(("user", news.task.user)):
+            send(pid, news)
 
 
 def _with(s: Live, task: TaskState, outbox: Outbox) -> Live:

@@ -41,7 +41,7 @@ from engine.otp import (
     send,
     send_after,
 )
-from engine.ports import Entry, StorageDown
+from engine.ports import Durability, Entry, StorageDown
 from engine.providers import protocol as provider
 from engine.runtime import Runtime
 from engine.tasks import attempt as rules
@@ -49,11 +49,11 @@ from engine.tasks import decide, delivery
 from engine.tasks import messages as msg
 from engine.tasks.decide import Running
 from engine.tasks.delivery import ReceiptCame, SubmitAgain
-from engine.tasks.events import Actor, Output, TaskEvent
+from engine.tasks.events import Actor, Failed, Output, TaskEvent
 from engine.tasks.messages import Refusal, StepTaken
 from engine.tasks.outbox import Answer, Outbox, Pending, push
 from engine.tasks.stash import Live, Subscriber, Worker
-from engine.tasks.state import Status, TaskState
+from engine.tasks.state import Status, fold
 
 log = structlog.get_logger(__name__)
 
@@ -285,7 +285,7 @@ class TaskServer(GenServer[Live]):
         """What may be told is told, and the state is kept outside."""
         if live.outbox.items or live.outbox.unsaved:
             live, refused = delivery.let_go(self.runtime, live)
-            if refused is not None and not _is_birth(refused.entry):
+            if refused is not None and not _unborn(live.outbox):
                 live = self._refused(live, refused)
         self.runtime.stash.put(live)
         return live
@@ -296,9 +296,7 @@ class TaskServer(GenServer[Live]):
         Only what is told ends here, never a call, whose caller has still to be answered; a receipt is always told.
         """
         live = self._kept(live)
-        first = live.outbox.items[0] if live.outbox.items else None
-        unborn = isinstance(first, Pending) and _is_birth(first.entry) and first.refused
-        if not unborn and not (live.task.status.terminal and live.outbox.settled):
+        if not _unborn(live.outbox) and not (live.task.status.terminal and live.outbox.settled):
             return NoReply(live)
         self.runtime.stash.drop(live.task.id)
         self.runtime.snapshots.forget(live.task.id)
@@ -323,15 +321,20 @@ class TaskServer(GenServer[Live]):
             send_after(RELOAD_PAUSE, self_(), Reload())
             return live
         if task is None:
-            raise LookupError(f"task {told.id} is not in the store, which refused to take it")
+            return self._lost(live)
         live = self._resumed(evolve(live, task=task, outbox=evolve(live.outbox, told=task)))
-        self._tell_missed(live, told, missed)
+        for news in delivery.as_news(told, missed):
+            delivery.tell(self.runtime, live, news)
         return evolve(live, log=(), log_after=task.seq)
 
-    def _tell_missed(self, live: Live, told: TaskState, missed: tuple[TaskEvent, ...]) -> None:
-        for news in delivery.as_news(told, missed):
-            for subscriber in live.subscribers:
-                send(subscriber.pid, news)
+    def _lost(self, live: Live) -> Live:
+        """It was accepted in memory, and the database refused to take it when it was back: an end without a log."""
+        told = live.outbox.told
+        body = Failed("not_stored", "The task could not be stored.", "Send it again.", retryable=True)
+        event = TaskEvent(told.id, told.seq + 1, self.runtime.clock(), told.attempt, Actor.SYSTEM, body)
+        task = fold(told, event)
+        delivery.tell(self.runtime, live, msg.TaskHappened(event, task, Durability.MEMORY, final=True))
+        return evolve(live, task=task, outbox=Outbox(task, live.outbox.items))
 
 
 TASK_CRASHED = (
@@ -377,5 +380,9 @@ def _stopped(live: Live, why: str) -> Live:
     return _let_go(live)
 
 
-def _is_birth(entry: Entry) -> bool:
-    return bool(entry.events) and entry.events[0].seq == 1
+def _unborn(outbox: Outbox) -> bool:
+    """Whether the journal refused the very first entry before anybody was told of it."""
+    first = outbox.items[0] if outbox.items else None
+    if not isinstance(first, Pending) or not first.refused:
+        return False
+    return bool(first.entry.events) and first.entry.events[0].seq == 1

@@ -256,6 +256,22 @@ async def test_without_a_database_a_task_is_accepted_in_memory_and_said_to_be_so
         assert logged(h, accepted) == [ev.Created, ev.Started, ev.Completed]
 
 
+async def test_a_task_in_memory_that_the_database_then_refuses_ends_for_all_to_see() -> None:
+    async with house() as h:
+        h.storage.down = True
+        h.queue.paused = True
+        wish = NewTask("ada", {"steps": 1}, idempotency_key="k")
+        accepted = await intake.accept(h.runtime, wish)
+        watcher = await watch(h.runtime, accepted.task.id)
+        h.storage.keys["ada", "k"] = uuid4()  # another server was first with this key
+        h.storage.back()
+        await watcher.final()
+        (failed,) = watcher.bodies(ev.Failed)
+        assert failed.code == "not_stored"
+        await over(h.runtime, accepted.task.id)
+        assert accepted.task.id not in h.storage.logs
+
+
 async def test_a_full_journal_refuses_new_tasks_and_leaves_nothing_behind() -> None:
     async with house() as h:
         h.storage.full = 3.0
