@@ -29,6 +29,8 @@ class Plan:
     pause: float = 0.0
     fault: str = ""
     fault_after: int = 0
+    faulty: bytes = b""
+    """The fault befalls requests that have this in their body; all of them when it is empty."""
     stop: str = ""
 
 
@@ -41,7 +43,12 @@ class Service:
 
     async def handle(self, request: Request, reply: Reply) -> None:
         self.requests.append(request)
-        wire = WIRES[next(path for path in WIRES if path in request.target)]
+        if self.plan.faulty not in request.body:
+            return await self._stream(wire_of(request), reply, Plan(self.plan.words))
+        return await self._answer(request, reply)
+
+    async def _answer(self, request: Request, reply: Reply) -> None:
+        wire = wire_of(request)
         if self.plan.fault in wire.refusals and not self.plan.fault_after:
             status, headers, content = wire.refusals[self.plan.fault]
             await reply.whole(status, headers, json.dumps(content).encode())
@@ -52,22 +59,22 @@ class Service:
         elif self.plan.fault == "hang before":
             await trio.sleep_forever()
         elif self.plan.fault != "drop":
-            await self._stream(wire, reply)
+            await self._stream(wire, reply, self.plan)
 
-    async def _stream(self, wire: Wire, reply: Reply) -> None:
+    async def _stream(self, wire: Wire, reply: Reply, plan: Plan) -> None:
         await reply.begin(200, {"content-type": "text/event-stream"})
         try:
             for event in wire.opening():
                 await reply.piece(event)
-            for number, word in enumerate(self.plan.words):
-                if self.plan.fault and number == self.plan.fault_after:
+            for number, word in enumerate(plan.words):
+                if plan.fault and number == plan.fault_after:
                     return await self._misbehave(wire, reply)
-                await trio.sleep(self.plan.pause)
+                await trio.sleep(plan.pause)
                 await reply.piece(wire.word(word))
         except trio.BrokenResourceError:
             self.closed_early.set()
             raise
-        for event in wire.closing(self.plan.stop):
+        for event in wire.closing(plan.stop):
             await reply.piece(event)
         return await reply.end()
 
@@ -234,6 +241,10 @@ WIRES: dict[str, Wire] = {
     "/messages": Messages(),
     ":streamGenerateContent": Generate(),
 }
+
+
+def wire_of(request: Request) -> Wire:
+    return WIRES[next(path for path in WIRES if path in request.target)]
 
 
 @asynccontextmanager
