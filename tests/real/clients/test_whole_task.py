@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+import trio
 
 from engine.otp import KILL, exit
-from tests.real.clients.clients import Phoenix, phoenix
+from tests.programs import need
+from tests.real.clients.clients import Phoenix, node_modules, phoenix
 from web.application import Application
 from web.serve import running
 from web.settings import Settings
@@ -84,6 +87,47 @@ async def test_a_lost_connection_and_a_killed_task_server_cost_nothing(data_dir:
                 assert payload["text"] == text
         updates = await until(client, "user:dev", "task_updated")
         assert updates[-1][1]["task_id"] == answer["task_id"]
+
+
+async def test_the_documented_example_runs(data_dir: Path) -> None:
+    """docs/javascript.md, with the URL of this server, a quick model, and `ws` as its transport, as it says."""
+    page = (Path(__file__).parents[3] / "docs" / "javascript.md").read_text()
+    example = page.split("```javascript\n")[1].split("```")[0]
+    async with running(settings(data_dir)) as server:
+        for before, after in {
+            'from "phoenix"': 'from "phoenix-1-8-16"\nimport WebSocket from "ws"\nconst currentToken = () => ""',
+            "wss://elwift.example/socket": socket_url(server),
+            "// transport": "transport",
+            'prompt: "Why is the sky blue?"': 'model: "simulate", input: { steps: 3, interval: 0.05, text: true }',
+        }.items():
+            assert before in example
+            example = example.replace(before, after)
+        script = node_modules() / f"example-{uuid4()}.mjs"
+        script.write_text(example)
+        try:
+            with trio.fail_after(30):
+                lines = await lines_until([need("node"), str(script)], "done: true")
+        finally:
+            script.unlink()
+    assert "accepted, durable" in lines
+    assert any("Every task is" in line for line in lines)
+
+
+async def lines_until(command: list[str], last: str) -> list[str]:
+    """What a program prints, up to the first line with these words in it; then it is ended."""
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    printed = b""
+    try:
+        async for chunk in process.stdout:
+            printed += chunk
+            if last.encode() in printed:
+                break
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+    return printed.decode().splitlines()
 
 
 async def cancel_another(client: Phoenix) -> None:
