@@ -19,9 +19,19 @@ from engine.otp.process import Blueprint, Process
 if TYPE_CHECKING:
     from engine.otp.node import Node
 
-_BLUEPRINT, _STATE, _STARTED, _HANDLED, _BUSY, _EXTRA, _NAMESPACE, _KEY = range(8)
-
 Record = tuple[Any, ...]
+"""(blueprint, state, time of start, messages handled, microseconds busy), then, if it has a single name, (namespace,
+key), then, if it has anything that most have not, a dict of that. Blueprint and namespace are numbers on the shelf."""
+
+_BLUEPRINT, _STATE, _STARTED, _HANDLED, _BUSY, _NAMESPACE, _KEY = range(7)
+
+
+def _has_name(record: Record) -> bool:
+    return len(record) >= _KEY + 1
+
+
+def _extra_of(record: Record) -> dict[str, Any]:
+    return record[-1] if len(record) % 2 == 0 else {}
 
 
 class Shelf:
@@ -81,7 +91,7 @@ class Dormitory:
             return None
         process = self._process(pid, record)
         self._shelf.drop(record[_BLUEPRINT])
-        if len(record) > _NAMESPACE:
+        if _has_name(record):
             self._shelf.drop(record[_NAMESPACE])
         return process
 
@@ -107,8 +117,8 @@ class Dormitory:
         record = self._asleep.get(pid)
         if record is None:
             return False
-        extra = record[_EXTRA]
-        if extra is not None and ("trap_exit" in extra or "tied" in extra):
+        extra = _extra_of(record)
+        if "trap_exit" in extra or "tied" in extra:
             return False
         return not self._shelf.get(record[_BLUEPRINT]).trap_exit
 
@@ -121,18 +131,19 @@ class Dormitory:
             process.behaviour.pack(process.state),
             process.started_at,
             process.handled,
-            process.busy,
-            extra,
+            int(process.busy * 1e6),
         )
-        return (*base, self._shelf.put(names[0].registry), names[0].key) if single else base
+        name = (self._shelf.put(names[0].registry), names[0].key) if single else ()
+        return base + name if extra is None else (*base, *name, extra)
 
     def _process(self, pid: Pid, record: Record) -> Process:
         blueprint: Blueprint = self._shelf.get(record[_BLUEPRINT])
         process = Process(self._node, pid, blueprint, (), None)
-        process.started_at, process.handled, process.busy = record[_STARTED : _BUSY + 1]
-        for name, value in (record[_EXTRA] or {}).items():
+        process.started_at, process.handled = record[_STARTED], record[_HANDLED]
+        process.busy = record[_BUSY] / 1e6
+        for name, value in _extra_of(record).items():
             setattr(process, name, value)
-        if len(record) > _NAMESPACE:
+        if _has_name(record):
             registry: Namespace = self._shelf.get(record[_NAMESPACE])
             process.names = [Via(registry, record[_KEY])]
         if process.behaviour is None:
