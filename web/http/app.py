@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from quart import Response, request
+from quart import Response, current_app, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
@@ -18,7 +18,7 @@ from web.http import direct, openapi
 from web.http.cors import preflight
 from web.http.exchange import Answer
 from web.http.house import House
-from web.http.perform import Incoming, incoming, perform, refusal
+from web.http.perform import Incoming, concluded, incoming, perform, refusal
 from web.http.route import Route
 from web.http.routes import CREATE, ROUTES
 from web.pages.routes import routes as pages
@@ -78,7 +78,7 @@ def response(answer: Answer) -> Response:
     if answer.status in direct.BODILESS:
         del made.headers["Content-Type"], made.headers["Content-Length"]
     for name, value in answer.headers:
-        made.headers[name] = value
+        made.headers.add(name, value)
     return made
 
 
@@ -89,9 +89,8 @@ def _head() -> Incoming:
 def refusal_response(error: UserError) -> Response:
     """Quart's response for a refusal of the request at hand."""
     head = _head()
-    made = response(refusal(error, head.request_id))
-    made.headers["X-Request-Id"] = head.request_id
-    return made
+    house: House = current_app.house  # type: ignore[attr-defined]
+    return response(concluded(house, "unrouted", head, refusal(error, head.request_id)))
 
 
 async def _refuse(error: HTTPException) -> Response:

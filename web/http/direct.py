@@ -14,7 +14,7 @@ import trio
 from engine.errors import UserError
 from web.http.exchange import Answer
 from web.http.house import House, Limits
-from web.http.perform import Incoming, incoming, perform, refusal
+from web.http.perform import Incoming, concluded, incoming, perform, refusal
 from web.http.route import Route
 
 Scope = dict[str, Any]
@@ -38,7 +38,7 @@ async def serve(house: House, route: Route, scope: Scope, receive: Receive, send
     except ClientLeft:
         return
     except UserError as error:
-        await write(send, refusal(error, head.request_id))
+        await write(send, concluded(house, route.name, head, refusal(error, head.request_id)))
         return
     await write(send, await perform(house, route, head, {}, body))
 

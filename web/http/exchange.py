@@ -18,6 +18,7 @@ from web.auth import Identity
 from web.http.house import House
 
 JSON = "application/json"
+UNCACHED = ("Cache-Control", "no-store")
 encode = msgspec.json.Encoder().encode
 """JSON bytes of anything the views make; one encoder, re-used."""
 
@@ -59,8 +60,8 @@ Handler = Callable[[House, Ask], Awaitable[Answer]]
 
 
 def json(value: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
-    """An answer with a JSON body."""
-    return Answer(encode(value), status, JSON, headers)
+    """An answer with a JSON body. It is somebody's own and of this moment: no cache keeps it."""
+    return Answer(encode(value), status, JSON, (*headers, UNCACHED))
 
 
 def request_id(given: str | None) -> str:

@@ -10,22 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 from engine.ports import JournalHealth
-from web.http.exchange import Answer, Ask, json
+from web.http.exchange import UNCACHED, Answer, Ask, json
 from web.http.house import House
 from web.telemetry.metrics import CONTENT_TYPE
-
-_UNCACHED = (("Cache-Control", "no-store"),)
 
 
 async def live(house: House, ask: Ask) -> Answer:
     """200 as long as the loop turns."""
-    return json({"status": "ok"}, headers=_UNCACHED)
+    return json({"status": "ok"})
 
 
 async def ready(house: House, ask: Ask) -> Answer:
     """200 when new work may be sent here, else 503; both with the reasons."""
     report = readiness(house.runtime.journal.health(), house.draining())
-    return json(report, 200 if report["status"] != "unready" else 503, _UNCACHED)
+    return json(report, 200 if report["status"] != "unready" else 503)
 
 
 def readiness(journal: JournalHealth, draining: bool) -> dict[str, Any]:
@@ -48,4 +46,4 @@ def journal_view(journal: JournalHealth) -> dict[str, Any]:
 
 async def metrics(house: House, ask: Ask) -> Answer:
     """Everything Prometheus may want to know."""
-    return Answer(house.telemetry.exposition(), 200, CONTENT_TYPE, _UNCACHED)
+    return Answer(house.telemetry.exposition(), 200, CONTENT_TYPE, (UNCACHED,))

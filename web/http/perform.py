@@ -92,9 +92,17 @@ async def perform(house: House, route: Route, head: Incoming, args: Mapping[str,
     except Exception:  # the edge of the house: a bug costs its own request, and is told in full
         log.exception("request failed", route=route.name, request_id=head.request_id, user=identity.user)
         answer = refusal(_BUG, head.request_id)
-    house.telemetry.answered(route.name, answer.status, time.perf_counter() - started)
-    if house.access_log and not (route.open and answer.status < 400):
-        _log(route, head, identity, answer, time.perf_counter() - started)
+    quiet = route.open and answer.status < 400
+    return concluded(house, route.name, head, answer, time.perf_counter() - started, identity.user, quiet)
+
+
+def concluded(
+    house: House, route: str, head: Incoming, answer: Answer, seconds: float = 0.0, user: str = "", quiet: bool = False
+) -> Answer:
+    """The answer with what every answer carries, once it is counted and logged. For refusals before a route, too."""
+    house.telemetry.answered(route, answer.status, seconds)
+    if house.access_log and not quiet:
+        _log(route, head, user, answer.status, seconds)
     shared = sharing(house.origins, head.headers)
     return evolve(answer, headers=(*answer.headers, *shared, ("X-Request-Id", head.request_id)))
 
@@ -159,14 +167,14 @@ _STORAGE_DOWN = UserError(
 _BUG = UserError("internal_error", "This is a fault of the server, and logged. Name the request_id to report it.")
 
 
-def _log(route: Route, head: Incoming, identity: Identity, answer: Answer, seconds: float) -> None:
+def _log(route: str, head: Incoming, user: str, status: int, seconds: float) -> None:
     log.info(
         "request",
         method=head.method,
-        route=route.name,
-        status=answer.status,
+        route=route,
+        status=status,
         ms=round(seconds * 1000, 2),
         request_id=head.request_id,
-        user=identity.user,
+        user=user,
         client=head.client,
     )

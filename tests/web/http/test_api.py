@@ -366,6 +366,18 @@ def test_a_request_id_is_echoed_when_harmless_and_made_otherwise(alice: httpx.Cl
         assert re.fullmatch("[0-9a-f]{16}", answer.headers["x-request-id"])
 
 
+def test_no_cache_keeps_what_is_somebodys_own(alice: httpx.Client) -> None:
+    for path in ("/api/tasks", "/api/users/me", "/api/users/me/preferences", "/api/tasks/none"):
+        assert alice.get(path).headers["cache-control"] == "no-store"
+
+
+def test_what_is_refused_before_a_route_is_counted_and_named(alice: httpx.Client, nobody: httpx.Client) -> None:
+    too_long = alice.post("/api/tasks", json={"prompt": "x" * 1_100_000}, headers={"X-Request-Id": "too-long"})
+    assert (too_long.status_code, too_long.headers["x-request-id"]) == (413, "too-long")
+    nobody.get("/nowhere")
+    assert re.search(r'elwift_http_requests_total\{route="unrouted",status="404"\} [1-9]', nobody.get("/metrics").text)
+
+
 def test_a_refusal_names_the_request(alice: httpx.Client) -> None:
     answer = alice.get("/api/tasks/none", headers={"X-Request-Id": "find-me"})
     assert answer.json()["request_id"] == answer.headers["x-request-id"] == "find-me"
