@@ -10,6 +10,7 @@ from web.http import problems
 from web.http.openapi import describe, refusals
 from web.http.route import Route
 from web.http.routes import ROUTES
+from web.operators.alarms import NAMES
 from web.operators.routes import Operators
 
 DOCS = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
@@ -52,3 +53,7 @@ def test_operation_ids_are_unique() -> None:
     document = describe(ALL, "0")
     ids = [call["operationId"] for calls in document["paths"].values() for call in calls.values()]
     assert len(ids) == len(set(ids))
+
+
+def test_every_alarm_is_documented() -> None:
+    assert all(f"| `{name}` |" in DOCS for name in NAMES)
