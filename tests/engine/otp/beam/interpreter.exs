@@ -198,7 +198,10 @@ defmodule Driver do
       try do
         perform(step, ctx)
       rescue
-        error -> Log.add(ctx, "driver failed #{Exception.message(error)}")
+        ArgumentError -> Log.add(ctx, "nobody there")  # of this name there was never one
+      catch
+        :exit, {:noproc, _} -> Log.add(ctx, "nobody there")
+        :exit, {reason, {GenServer, :call, _}} -> Log.add(ctx, "ended instead of answering: #{Reason.out(reason)}")
       end
       settle(ctx, Log.size(ctx), 0)
       notices(ctx)
@@ -216,12 +219,12 @@ defmodule Driver do
     settle(ctx, now, if(now == size and idle, do: calm + 1, else: 0))
   end
 
+  # In the loop of a gen_server and nowhere else: one who sleeps, calls, or has code loaded is at work.
   defp idle?(pid) do
     case Process.info(pid, [:status, :message_queue_len, :current_function]) do
       nil -> true
-      [status: :waiting, message_queue_len: 0, current_function: {Process, :sleep, _}] -> false
-      [status: :waiting, message_queue_len: 0, current_function: {:gen, :do_call, _}] -> false
-      [status: :waiting, message_queue_len: 0, current_function: {_, _, _}] -> true
+      [status: :waiting, message_queue_len: 0, current_function: {:gen_server, :loop, _}] -> true
+      [status: :waiting, message_queue_len: 0, current_function: {:erlang, :hibernate, _}] -> true
       _ -> false
     end
   end

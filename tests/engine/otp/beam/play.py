@@ -19,6 +19,7 @@ from engine.otp import (
     HIBERNATE,
     IGNORE,
     INFINITY,
+    NOPROC,
     NORMAL,
     TIMEOUT,
     AlreadyPresent,
@@ -375,7 +376,7 @@ async def _play(scenario: Scenario) -> Events:
         stage = Stage(self_())
         try:
             for step in scenario.steps:
-                await drive(step, stage)
+                await _attempt(step, stage)
                 await stage.quiet()
                 _notices(stage)
                 played.append(stage.events.copy())
@@ -388,6 +389,16 @@ async def _play(scenario: Scenario) -> Events:
         await over.wait()
     assert len(played) == len(scenario.steps), f"the driver ended in step {len(played)}"
     return played
+
+
+async def _attempt(step: Step, stage: Stage) -> None:
+    try:
+        await drive(step, stage)
+    except KeyError:
+        stage.log("nobody there")  # of this name there was never one
+    except CallFailed as failure:
+        gone = failure.reason is NOPROC
+        stage.log("nobody there" if gone else f"ended instead of answering: {reason_out(failure.reason)}")
 
 
 def _notices(stage: Stage) -> None:

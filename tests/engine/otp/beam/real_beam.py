@@ -11,7 +11,7 @@ from .scenarios import Scenario
 
 Events = dict[str, list[list[str]]]
 _INTERPRETER = Path(__file__).with_name("interpreter.exs")
-_AT_MOST = 60.0
+_AT_MOST = 120.0
 
 
 def elixir_term(value: object) -> str:
