@@ -111,6 +111,12 @@ class Brood:
         coming = [retry.birth.process.pid for retry in self.retrying.values() if retry.birth is not None]
         return [*self.children, *self.starting, *coming]
 
+    def has(self, pid: Pid) -> bool:
+        """Whether `pid` is one of these. Of restarts under way there are few: they are looked through."""
+        if pid in self.children or pid in self.starting:
+            return True
+        return any(r.birth is not None and r.birth.process.pid == pid for r in self.retrying.values())
+
     def add(self, pid: Pid, spec: ChildSpec) -> None:
         """A child is up."""
         self.children[pid] = self.folder.fold(spec)

@@ -124,6 +124,9 @@ class DynamicSupervisor(GenServer[Brood]):
     async def terminate(self, reason: Reason, state: Brood) -> None:
         await _Ending(current_process(), state).run()
 
+    def is_child(self, state: Brood, pid: Pid) -> bool:
+        return isinstance(state, Brood) and state.has(pid)
+
     def children_of(self, state: Brood) -> list[Pid]:
         return state.pids() if isinstance(state, Brood) else []
 

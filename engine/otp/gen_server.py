@@ -138,6 +138,10 @@ class GenServer(Generic[S]):
         """The state from what `pack` made."""
         return packed  # type: ignore[no-any-return]
 
+    def is_child(self, state: S, pid: Pid) -> bool:
+        """With `keeps_children`: whether `pid` is one of them."""
+        return False
+
     def children_of(self, state: S) -> list[Pid]:
         """With `keeps_children`: the processes that this one has started and that are linked to it."""
         return []

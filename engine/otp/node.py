@@ -15,8 +15,9 @@ from typing import Any, Self
 import trio
 
 from engine.otp import trace
+from engine.otp.calls import fence
 from engine.otp.collector import Collector
-from engine.otp.context import current_node, node_var
+from engine.otp.context import current_node, node_var, process_var
 from engine.otp.hibernation import Dormitory, Sweeper
 from engine.otp.messages import HIBERNATE
 from engine.otp.names import UniqueNames
@@ -241,6 +242,7 @@ class Node:
         Raises:
             StartFailed: AlreadyStarted when a name is taken; then nothing was started.
         """
+        fence(process_var.get())
         if self._nursery is None:
             raise StartFailed(SHUTDOWN)
         process = Process(self, new_pid(), blueprint, args, starter)

@@ -236,7 +236,7 @@ class Process:
             return True
         if self.tied and other == self.blueprint.parent:
             return True
-        return self.behaviour is not None and self.behaviour.keeps_children and other in self.linked()
+        return self.behaviour is not None and self.behaviour.is_child(self.state, other)
 
     def linked(self) -> list[Pid]:
         """Everybody linked to this process, each once."""
@@ -404,8 +404,8 @@ async def run(process: Process) -> None:
             reason = await process.blueprint.body(process)
         except BaseException as error:  # noqa: BLE001 - the boundary between a process and all the others
             reason = process.reason_for(error)
-    if process.exiting is KILLED:
-        reason = KILLED
+    if process.exiting is KILLED or (process.exiting is not None and reason in (NORMAL, ASLEEP)):
+        reason = process.exiting
     # The task's context knows the process: without this they would be a cycle, for the garbage collector to find.
     process.task = process.life = None
     if reason is ASLEEP:

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import trio
 from attrs import frozen
 
-from engine.otp.calls import fence
 from engine.otp.context import current_node, current_process, process_var
 from engine.otp.node import Node
 from engine.otp.pid import ROOT, Pid, Ref, Via, new_ref
@@ -147,9 +146,7 @@ def function_blueprint(
 def _launch(
     function: AsyncFunction, args: tuple[Any, ...], name: Name | None, *, linked: bool, **options: Any
 ) -> Process:
-    sender = process_var.get()
-    fence(sender)
-    blueprint = function_blueprint(function, run_plain, sender if linked else None, **options)
+    blueprint = function_blueprint(function, run_plain, process_var.get() if linked else None, **options)
     return current_node().launch(blueprint, args, names_of(name, ()), None)
 
 

@@ -292,3 +292,16 @@ async def test_a_node_with_sleepers_closes_and_lets_the_trapping_ones_terminate(
         await asleep(node, await Plain.start(diary, "p"))
         await asleep(node, await Witness.start(diary, "t"))
     assert diary.events == ["init p", "init t", "stop t"]
+
+
+async def test_a_signal_that_comes_in_the_step_in_which_it_falls_asleep_is_not_lost(node: Node, diary: Diary) -> None:
+    def end_and_rest(state: Any) -> NoReply[Any]:
+        process = node.peek(pid)
+        assert process is not None
+        process.signal(None, "now")
+        return rest(state)
+
+    pid = await Plain.start(diary, "a")
+    cast(pid, end_and_rest)
+    await settle()
+    assert not pid.alive

@@ -431,3 +431,17 @@ async def test_a_process_that_ends_takes_its_monitors_of_others_with_it(node: No
     assert len(process.watchers or ()) == 0
     cast(pid, boom)
     await settle()
+
+
+async def test_a_process_that_swallows_the_signal_and_returns_has_still_ended_of_it(node: Node) -> None:
+    async def swallowing() -> None:
+        try:
+            await receive()
+        except trio.Cancelled:
+            return
+
+    victim, inbox = await spawn(swallowing), Inbox()
+    await monitor_of(victim, inbox)
+    exit(victim, "signal")
+    await settle()
+    assert [message.reason for message in inbox.messages] == ["signal"]

@@ -31,6 +31,7 @@ from engine.otp import (
     trace,
     whereis,
 )
+from engine.otp.process import Blueprint, run_plain
 from engine.otp.reports import ZombieReport
 from tests.engine.otp.servers import Diary, Inbox, Plain, gone, settle
 
@@ -112,6 +113,7 @@ async def test_what_a_zombie_sends_calls_registers_or_starts_is_refused(
         lambda: cast(target, "x"),
         lambda: exit(target, "x"),
         lambda: registry.register("x"),
+        lambda: node.launch(Blueprint("x", run_plain, receive), (), ("x",), None),
     ]
     for act in acts:
         undead = Undead()
@@ -124,6 +126,7 @@ async def test_what_a_zombie_sends_calls_registers_or_starts_is_refused(
         assert [getattr(error, "reason", error) for error in undead.after] == [KILLED]
     assert inbox.messages == []
     assert registry.whereis("x") is None
+    assert whereis("x") is None
     assert not node.zombies
 
 
