@@ -170,6 +170,7 @@ class Application:
             serve_folder(self.http, store, signer)
         self.endpoint = Endpoint(_endpoint(settings), self.http)
         self.operators.disconnect = self.endpoint.roster.disconnect
+        self.operators.routing = self.routing.state
         self._build_sockets()
 
     def _build_sockets(self) -> None:

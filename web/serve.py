@@ -17,6 +17,7 @@ import trio
 from engine.errors import UserError
 from engine.otp import REST_FOR_ONE, Down, Node, Pid, Reason, StartFailed, Supervisor, monitor, receive, spawn
 from engine.otp.preempt import Watchdog
+from engine.otp.preempt_reports import dump_stacks, end_os_process
 from web.application import Application
 from web.settings import Settings
 
@@ -105,8 +106,10 @@ async def _obey(signals: AsyncIterator[int], told: trio.CancelScope) -> None:
 
 @contextmanager
 def _watchdog(settings: Settings) -> Iterator[None]:
-    if settings.preempt_budget > 0:
-        with Watchdog(settings.preempt_budget):
-            yield
-    else:
+    """Interrupts a process that holds the loop. What cannot be interrupted ends the server only if that is set."""
+    if settings.preempt_budget <= 0:
+        yield
+        return
+    deadline = settings.wedged_deadline or None
+    with Watchdog(settings.preempt_budget, wedged=end_os_process if deadline else dump_stacks, deadline=deadline):
         yield

@@ -98,6 +98,9 @@ class Settings:
     shutdown_timeout: float = 15.0
     preempt_budget: float = 1.0
     """A process that holds the loop longer than this is interrupted and dies alone; 0 turns it off."""
+    wedged_deadline: float = 0.0
+    """When the loop stands still for so long and nothing helps, all stacks are written and the OS process ends, for
+    whoever supervises it to start it again; 0: never."""
     log_format: str = "auto"
     """`json`, `console`, or `auto`: console on a terminal."""
     log_level: str = "info"

@@ -47,7 +47,7 @@ async def _file(store: FolderStore, name: str) -> Response:
         as_attachment=not shown,
         attachment_filename=path.name,
         conditional=True,
-        cache_timeout=MONTH,  # type: ignore[arg-type]
+        cache_timeout=MONTH,
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
