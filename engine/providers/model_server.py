@@ -87,15 +87,16 @@ async def live_once(settings: ModelServerSettings, on_up: Callable[[str], None])
 
 
 async def _start(settings: ModelServerSettings) -> trio.Process:
-    """Signals meant for the terminal's foreground group do not reach it: a session of its own."""
+    """Signals meant for the terminal's foreground group do not reach it: a session of its own. Nor do our secrets."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ELWIFT_")}
     return await trio.lowlevel.open_process(
         [sys.executable, "-m", "engine.providers.model_server_main", settings.as_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**inherited, "PYTHONPATH": path},
         start_new_session=True,
     )
 

@@ -19,7 +19,7 @@ import trio
 
 from engine.models import LOCAL
 from engine.otp import KILL, Node, Supervisor, exit, whereis
-from engine.providers import local_server
+from engine.providers import local_server, model_server
 from engine.providers.local import Local
 from engine.providers.model_server import ModelServerSettings, live_once, packaged_weights
 from engine.providers.openai_compatible import body
@@ -181,6 +181,29 @@ async def test_nothing_is_left_behind_when_the_tree_ends_while_the_model_loads()
 async def test_a_model_that_cannot_be_loaded_is_said_to_be_so() -> None:
     reason = await live_once(ModelServerSettings("/nowhere.gguf"), lambda address: pytest.fail(address))
     assert reason.startswith("it ended with status 1 before it was ready")
+
+
+async def test_a_model_server_that_hangs_is_ended_and_a_secret_does_not_reach_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_server, "CHECK_EVERY", 0.1)
+    monkeypatch.setattr(model_server, "CHECK_TIMEOUT", 0.5)
+    monkeypatch.setenv("ELWIFT_OPENAI_API_KEY", "secret")
+    ended: list[str] = []
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            up = trio.Event()
+
+            async def live() -> None:
+                ended.append(await live_once(settings(), lambda _: up.set()))
+
+            nursery.start_soon(live)
+            await up.wait()
+            (child,) = children()
+            assert "ELWIFT_OPENAI_API_KEY" not in child.environ()
+            child.suspend()
+    assert ended == ["it missed 3 health checks in a row"]
+    assert not child.is_running()
 
 
 PARENT = """
