@@ -73,7 +73,7 @@ class Operators:
         node = introspect.tree(self.root, limit)
         if node is None:
             raise UserError("no_such_process", "The tree is not up yet.")
-        return json({"at": time.time(), "tree": node_view(node)})
+        return json({"at": time.time(), "tree": node_view(node, house.runtime.stash)})
 
     async def children(self, house: House, ask: Ask) -> Answer:
         """A page of a supervisor's children, in the order of their starts."""
@@ -81,7 +81,7 @@ class Operators:
         offset = bounded_int(ask.query.get("cursor"), "cursor", 0, 0, 999_999_999)
         limit = bounded_int(ask.query.get("limit"), "limit", 50, 1, 500)
         found = introspect.children(pid, offset, limit + 1)
-        views = [node_view(node) for node in found[:limit]]
+        views = [node_view(node, house.runtime.stash) for node in found[:limit]]
         return json({"children": views, "cursor": str(offset + limit) if len(found) > limit else None})
 
     async def process(self, house: House, ask: Ask) -> Answer:

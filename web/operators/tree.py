@@ -12,7 +12,7 @@ from uuid import UUID
 from engine.otp import Pid, introspect
 from engine.otp.introspect import Branch, ProcessInfo
 from engine.runtime import Runtime
-from engine.tasks.stash import Live
+from engine.tasks.stash import Live, Stash
 
 _PID = re.compile(r"<?(?:0\.)?(\d{1,18})>?")
 
@@ -23,7 +23,7 @@ def read_pid(text: str) -> Pid | None:
     return Pid(found[1]) if found else None
 
 
-def node_view(node: Branch) -> dict[str, Any]:
+def node_view(node: Branch, stash: Stash) -> dict[str, Any]:
     """A node and what stands below it. `counts.active` may exceed the children shown: `paged` says so."""
     view: dict[str, Any] = {
         "id": label(node),
@@ -32,14 +32,14 @@ def node_view(node: Branch) -> dict[str, Any]:
         "behaviour": node.kind,
         "strategy": node.strategy,
         "status": node.status,
-        "restarts": node.restarts,
+        "restarts": max(node.restarts, crashes(node, stash)),
         "mailbox": node.mailbox,
         "started_at": node.started_at,
     }
     if node.strategy is not None:
         view["counts"] = {"active": node.count, "shown": len(node.children)}
         view["paged"] = kind(node) == "dynamic_supervisor"
-        view["children"] = [node_view(child) for child in node.children]
+        view["children"] = [node_view(child, stash) for child in node.children]
     return view
 
 
@@ -48,6 +48,13 @@ def kind(node: Branch) -> str:
     if node.strategy is None:
         return "worker"
     return "dynamic_supervisor" if "Dynamic" in node.kind else "supervisor"
+
+
+def crashes(node: Branch, stash: Stash) -> int:
+    """How often a TaskServer crashed lately: the task's own memory of it, since a dynamic child has no record."""
+    task_id = task_of(node.names)
+    live = None if task_id is None else stash.get(task_id)
+    return 0 if live is None else len(live.crashes)
 
 
 def label(node: Branch) -> str:

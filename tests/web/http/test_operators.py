@@ -83,6 +83,7 @@ def test_a_killed_task_server_comes_back_and_its_task_is_done(olga: httpx.Client
     before = named(olga, f"task:{task_id}")["pid"]
     assert olga.post(f"/api/processes/{before}/kill").status_code == 204
     assert code(olga.post(f"/api/processes/{before}/kill")) == (404, "no_such_process")
+    assert until(lambda: named(olga, f"task:{task_id}")["restarts"]) == 1
     assert ended(alice, task_id)["status"] == "completed"
     lately = olga.get("/api/overview").json()["recent"]
     assert any(event["what"] == "operator" and before in event["words"] for event in lately)
