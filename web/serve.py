@@ -87,14 +87,12 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
 
 
 def _spare_collections() -> None:
-    """Makes the garbage collector pass over what is here to stay, and come less often.
+    """Takes what was made at the start, code above all, out of the garbage collector's sight.
 
-    Processes, sockets and tasks are hundreds of thousands of objects that live long; with Python's defaults going
-    through them again and again took 40 % of the time of 5,000 clients' connecting, in pauses of up to 300 ms.
+    How often it looks at the rest is the node's matter (`engine.otp.collector`).
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 async def _obey(signals: AsyncIterator[int], told: trio.CancelScope) -> None:
