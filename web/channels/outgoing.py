@@ -7,10 +7,12 @@ others find it here. May import `payloads` and `web.sockets`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from msgspec.structs import replace
 
 from engine.tasks.messages import TaskDurable, TaskHappened, TaskProgress, TaskText
 from web.channels import payloads
+from web.channels.payloads import TextTold
 from web.sockets.event import Event, Merge
 
 Told = TaskProgress | TaskText | TaskHappened | TaskDurable
@@ -39,27 +41,28 @@ def event_of(news: Told, topic: str) -> Event:
 
 
 def _make(news: Told, topic: str) -> Event:
-    match news:
-        case TaskProgress():
-            return Event(topic, "progress", payloads.progress(news), Merge.NEWEST)
-        case TaskText():
-            return TextDelta(topic, payloads.text_delta(news))
-        case TaskDurable():
-            return Event(topic, "durable", payloads.durable(news))
-        case TaskHappened(event, task, durability):
-            return Event(topic, *payloads.happened(event, task, durability))
+    if isinstance(news, TaskProgress):
+        return Event(topic, "progress", payloads.progress(news), Merge.NEWEST)
+    if isinstance(news, TaskText):
+        return TextDelta(topic, payloads.text_delta(news))
+    if isinstance(news, TaskDurable):
+        return Event(topic, "durable", payloads.durable(news))
+    return Event(topic, *payloads.happened(news.event, news.task, news.durability))
 
 
 class TextDelta(Event):
     """Text as it is generated; what waits for a slow client becomes one delta."""
 
-    def __init__(self, topic: str, payload: dict[str, Any]) -> None:
+    __slots__ = ()
+    payload: TextTold
+
+    def __init__(self, topic: str, payload: TextTold) -> None:
         super().__init__(topic, "text_delta", payload, Merge.JOIN)
 
     @property
     def weight(self) -> int:
-        return len(self.payload["text"]) * 2
+        return len(self.payload.text) * 2
 
     def joined(self, later: Sequence[Event]) -> Event:
-        text = "".join([self.payload["text"], *(event.payload["text"] for event in later)])
-        return TextDelta(self.topic, self.payload | {"text": text, "at": later[-1].payload["at"]})
+        text = "".join([self.payload.text, *(event.payload.text for event in later)])
+        return TextDelta(self.topic, replace(self.payload, text=text, at=later[-1].payload.at))

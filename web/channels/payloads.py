@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
 
 from engine.errors import UserError
 from engine.ports import Durability
@@ -20,29 +23,44 @@ from web.views import output_view, task_view, usage_view
 Payload = dict[str, Any]
 
 
-def progress(news: TaskProgress) -> Payload:
-    told = {
-        "task_id": news.task_id,
-        "progress": news.progress,
-        "status": news.status,
-        "step": news.step,
-        "message": news.message,
-        "eta_seconds": news.eta_seconds,
-        "attempt": news.attempt,
-        "at": news.at,
-    }
-    return _known(told)
+class ProgressTold(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Progress as it is told; a Struct, like the text, for these two are nearly all that is ever sent."""
+
+    task_id: UUID
+    progress: float
+    status: str
+    attempt: int
+    at: float
+    step: str | None = None
+    message: str | None = None
+    eta_seconds: float | None = None
 
 
-def text_delta(news: TaskText) -> Payload:
+class TextTold(Struct, frozen=True, gc=False):
     """`offset` counts code points from the start of the attempt's text."""
-    return {
-        "task_id": news.task_id,
-        "attempt": news.attempt,
-        "offset": news.offset,
-        "text": news.text,
-        "at": news.at,
-    }
+
+    task_id: UUID
+    attempt: int
+    offset: int
+    text: str
+    at: float
+
+
+def progress(news: TaskProgress) -> ProgressTold:
+    return ProgressTold(
+        news.task_id,
+        news.progress,
+        news.status,
+        news.attempt,
+        news.at,
+        news.step,
+        news.message,
+        news.eta_seconds,
+    )
+
+
+def text_delta(news: TaskText) -> TextTold:
+    return TextTold(news.task_id, news.attempt, news.offset, news.text, news.at)
 
 
 def durable(news: TaskDurable) -> Payload:

@@ -156,9 +156,12 @@ def _json(value: object) -> bytes:
         raise Unencodable(str(problem)) from problem
 
 
+_OBJECTS: Final = (dict, msgspec.Struct, msgspec.Raw)
+
+
 def _object(payload: Any) -> Any:
     """Events carry objects: clients drop, or fail on, anything else."""
-    if isinstance(payload, dict | msgspec.Struct | msgspec.Raw):
+    if isinstance(payload, _OBJECTS):
         return payload
     raise Unencodable(f"an event's payload is a JSON object, not {type(payload).__name__}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from typing import Any
+from uuid import UUID
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ import trio
 from tests.web.sockets.lines import ask
 from tests.web.sockets.server import Server, open_server
 from web.channels.outgoing import TextDelta
+from web.channels.payloads import TextTold
 from web.endpoint import EndpointSettings
 from web.sockets.event import Event, Merge
 
@@ -78,8 +80,7 @@ def tell_all(server: Server, n: int, lossy: bool) -> None:
     """One round: for a client that keeps up a delta and a progress; or, not lossy, something that must arrive."""
     for _, member in server.door.pubsub._members.lookup(T):
         if lossy:
-            delta = {"offset": n * len(CHUNK), "text": CHUNK[:200], "at": float(n)}
-            member.lane.push(TextDelta(T, delta))
+            member.lane.push(TextDelta(T, TextTold(UUID(int=7), 1, n * 200, CHUNK[:200], float(n))))
             member.lane.push(Event(T, "progress", {"n": n, "message": CHUNK * 3}, Merge.NEWEST))
         else:
             member.lane.push(Event(T, "durable_thing", {"n": n, "text": CHUNK * 6}))

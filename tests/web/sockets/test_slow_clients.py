@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from tests.web.sockets.lines import MemoryTransport
 from web.channels.outgoing import TextDelta
+from web.channels.payloads import TextTold
 from web.sockets.event import Event, Merge
 from web.sockets.lane import MOST_HELD, Lane
 from web.sockets.serializers import V2
 from web.sockets.transport import Upgrade
 
 T = "room:1"
+TASK = UUID(int=7)
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def progress(n: int) -> Event:
 
 
 def delta(offset: int, text: str) -> TextDelta:
-    return TextDelta(T, {"offset": offset, "text": text, "at": float(offset)})
+    return TextDelta(T, TextTold(TASK, 1, offset, text, float(offset)))
 
 
 def test_the_newest_progress_wins(transport: MemoryTransport, lane: Lane) -> None:
@@ -71,7 +74,7 @@ def test_what_must_arrive_goes_at_once_and_behind_what_was_held(transport: Memor
     lane.push(Event(T, "llm_response", {"text": "ab"}))
     lane.push(delta(2, "c"))
     assert told(transport) == [
-        ("text_delta", {"offset": 0, "text": "ab", "at": 1.0}),
+        ("text_delta", {"task_id": str(TASK), "attempt": 1, "offset": 0, "text": "ab", "at": 1.0}),
         ("progress", {"n": 2}),
         ("llm_response", {"text": "ab"}),
     ]
