@@ -1,7 +1,8 @@
 """The short way of one hot call: `POST /api/tasks` straight from ASGI to its handler, past the web framework.
 
-Same handler, same refusals, same headers as by the long way; it saves the framework's request and response objects
-and two tasks a request, which is more than half of the cost of accepting a task (see scripts/bench http).
+Same handler, same refusals, same headers as by the long way; it saves the framework's request and response objects, its
+context and two tasks a request: 25 µs of CPU instead of 220 around the handler. `post_us` of scripts/bench sockets has
+the whole call.
 """
 
 from __future__ import annotations
