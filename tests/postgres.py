@@ -21,8 +21,8 @@ import pytest
 import trio
 from attrs import field, frozen
 
-from persistence.embedded import binaries, server
-from persistence.embedded.folder import lay_out, make_home, make_private
+from persistence.embedded import server
+from persistence.embedded.folder import lay_out
 from persistence.migrator import migrate
 from persistence.pool import Pool
 
@@ -84,12 +84,9 @@ def postgres_server() -> Iterator[TestServer]:
     folder = Path(tempfile.mkdtemp(prefix="elwift-tests-"))
     folder.chmod(0o711)
     layout = lay_out(folder)
-    bin_dir = binaries.find("", layout)
-    make_home(folder, layout)
-    make_private(layout.sockets, layout.account)
-    server.make_cluster(bin_dir, layout)
+    installation = server.install("", folder, layout)
     quick = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB"}
-    child = server.start(server.Installation(bin_dir, layout), quick)
+    child = server.start(installation, quick)
     try:
         _wait_ready(child)
         running = TestServer(layout.sockets)

@@ -71,10 +71,25 @@ class ServerFailed(Exception):
 
 @frozen
 class Installation:
-    """What is needed to run the server: its programs and its places."""
+    """What is needed to run the server: its programs, its places, and `setpriv` where that can bind it to our life."""
 
     bin_dir: Path
     layout: Layout
+    setpriv: str | None = None
+
+
+def install(bin_dir: str, data_dir: Path, layout: Layout) -> Installation:
+    """Finds the programs, and makes the folders and the cluster when there are none. Blocking.
+
+    Raises:
+        FolderError, ServerFailed: it cannot be done.
+    """
+    found = binaries.find(bin_dir, layout)
+    make_home(data_dir, layout)
+    make_private(layout.sockets, layout.account)
+    if not (layout.cluster / "PG_VERSION").exists():
+        make_cluster(found, layout)
+    return Installation(found, layout, _setpriv())
 
 
 @define(eq=False)
@@ -102,7 +117,7 @@ class EmbeddedServer:
             FolderError, ServerFailed: it did not start at all, `FIRST_TRIES` times. Later it is tried for ever.
         """
         self.folder.claim()
-        installation = await trio.to_thread.run_sync(self._prepare)
+        installation = await trio.to_thread.run_sync(install, self.bin_dir, self.folder.path, self.layout)
         failures = 0
         while True:
             born = monotonic()
@@ -116,16 +131,6 @@ class EmbeddedServer:
             pause = PAUSES[min(failures, len(PAUSES) - 1)]
             log.error("PostgreSQL ended (%s); starting it again in %.2f s", self.last_error, pause)
             await trio.sleep(pause)
-
-    def _prepare(self) -> Installation:
-        """Finds the programs and makes the cluster when there is none. Blocking."""
-        layout = self.layout
-        bin_dir = binaries.find(self.bin_dir, layout)
-        make_home(self.folder.path, layout)
-        make_private(layout.sockets, layout.account)
-        if not (layout.cluster / "PG_VERSION").exists():
-            make_cluster(bin_dir, layout)
-        return Installation(bin_dir, layout)
 
     async def _one_life(self, installation: Installation, ready: Callable[[], None]) -> None:
         """From start to end of one server process."""
@@ -227,7 +232,7 @@ def start(installation: Installation, settings: Mapping[str, str] | None = None)
         command += ["-c", f"{name}={value}"]
     if (layout.cluster / "PG_VERSION").read_text().strip() >= "18":
         command += ["-c", "io_method=sync"]
-    prefix, options = _bound_to_us(layout.account)
+    prefix, options = _bound_to_us(installation.setpriv, layout.account)
     return subprocess.Popen(
         [*prefix, *command],
         stdin=subprocess.DEVNULL,
@@ -239,11 +244,11 @@ def start(installation: Installation, settings: Mapping[str, str] | None = None)
     )
 
 
-def _bound_to_us(account: Account | None) -> tuple[list[str], dict[str, Any]]:
+def _bound_to_us(setpriv: str | None, account: Account | None) -> tuple[list[str], dict[str, Any]]:
     """How to start a child as `account` that gets SIGINT when we die. Recovery does not rely on that signal."""
-    if not (program := _setpriv()):
+    if setpriv is None:
         return [], {"start_new_session": True, **_as_user(account)}
-    prefix = [program, "--pdeathsig", "INT"]
+    prefix = [setpriv, "--pdeathsig", "INT"]
     if account:
         prefix += ["--reuid", str(account.uid), "--regid", str(account.gid), "--clear-groups"]
     # a session of its own: Ctrl-C in the terminal is for us, who then stop it in order

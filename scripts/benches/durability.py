@@ -83,10 +83,12 @@ async def with_recovery(data_dir: Path, tasks: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    parts, tasks = options.parts, 10_000 if options.quick else 100_000
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    parts, tasks = options.parts or list(PARTS), 10_000 if options.quick else 100_000
     quiet()
     if "accepts" in parts:
         with folder() as data_dir:

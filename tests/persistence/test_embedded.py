@@ -108,10 +108,7 @@ def _started(embedded: EmbeddedServer, times: int) -> bool:
     return embedded.starts >= times
 
 
-async def test_a_server_that_outlived_us_is_stopped_and_its_data_kept(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "_setpriv", lambda: None)  # recovery must not rely on it
+async def test_a_server_that_outlived_us_is_stopped_and_its_data_kept(data_dir: Path) -> None:
     async with running(data_dir) as first:
         await ask(first, "CREATE TABLE kept AS SELECT 7 AS n", rows=False)
     orphan = server.start(Installation(binaries.find("", first.layout), first.layout))
