@@ -23,6 +23,9 @@ from web.settings import Settings
 
 log = structlog.get_logger("elwift")
 
+SHARED = frozenset({"persistence", "psycopg", "httpx", "httpcore", "httpx2", "h11", "structlog", "prometheus_client"})
+"""Code that keeps state for many processes: an interruption in the midst of it would tear what others use."""
+
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Application]:
@@ -109,5 +112,6 @@ def _watchdog(settings: Settings) -> Iterator[None]:
         yield
         return
     deadline = settings.wedged_deadline or None
-    with Watchdog(settings.preempt_budget, wedged=end_os_process if deadline else dump_stacks, deadline=deadline):
+    wedged = end_os_process if deadline else dump_stacks
+    with Watchdog(settings.preempt_budget, wedged=wedged, deadline=deadline, fragile=SHARED):
         yield
