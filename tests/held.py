@@ -19,9 +19,13 @@ T = TypeVar("T")
 
 @contextmanager
 def held(opened: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
-    """Enters `opened()` on a trio loop in a thread; leaves it, and ends the thread, at the end of the block."""
+    """Enters `opened()` on a trio loop in a thread; leaves it, and ends the thread, at the end of the block.
+
+    Raises what entering or leaving it raised.
+    """
     ready: SimpleQueue[T | BaseException] = SimpleQueue()
     release: list[Callable[[], None]] = []
+    failed: list[BaseException] = []
 
     async def hold() -> None:
         over = trio.Event()
@@ -34,10 +38,9 @@ def held(opened: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
     def run() -> None:
         try:
             trio.run(hold)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that asked
+            failed.append(error)
             ready.put(error)
-            if release:
-                raise
 
     thread = threading.Thread(target=run, name="held")
     thread.start()
@@ -50,3 +53,5 @@ def held(opened: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
     finally:
         release[0]()
         thread.join()
+    if failed:
+        raise failed[0]
