@@ -175,7 +175,10 @@ class Page:
     async def select(self, selector: str, value: str) -> None:
         """Chooses an option of a select element."""
         found = json.dumps(selector)
-        await self.until(f"document.querySelector({found} + ' option[value={json.dumps(value)}]')")
+        offered = (
+            f"[...document.querySelector({found})?.options ?? []].some((one) => one.value === {json.dumps(value)})"
+        )
+        await self.until(offered)
         await self.run(
             f"""(() => {{ const select = document.querySelector({found}); select.value = {json.dumps(value)};
             select.dispatchEvent(new Event("change", {{bubbles: true}})); }})()"""

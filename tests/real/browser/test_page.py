@@ -33,7 +33,8 @@ async def visit(page: Page, server: ServerProcess) -> None:
 
 async def generate(page: Page, title: str, **options: object) -> None:
     """Makes a task on the clock, by the form."""
-    await page.select("#model", "simulate")
+    if await page.run("document.getElementById('model').value") != "simulate":
+        await page.select("#model", "simulate")
     for name, value in options.items():
         if isinstance(value, bool):
             await page.run(f"document.querySelector('[name={name}]').checked = {json.dumps(value)}")
@@ -108,6 +109,22 @@ async def test_a_failed_task_says_why_and_is_retried(page: Page, server: ServerP
     await page.until(f"{card('retried')}.dataset.status === 'completed'")
     assert "attempt 2" in await words(page, "retried", ".task-meta")
     assert await page.run(f"{card('retried', '[data-part=error]')}.hidden")
+
+
+async def test_an_attempt_that_fails_is_said_to_be_retried_and_its_text_is_taken_back(
+    page: Page, server: ServerProcess
+) -> None:
+    await visit(page, server)
+    await page.select("#model", "simulate")
+    await page.select("[name=fail_kind]", '"retryable"')
+    options = {"fail_at": 4, "fail_attempts": 1, "retry_after": 1}
+    await generate(page, "again", steps=6, interval=0.1, text=True, **options)
+    await page.until(f"{card('again', '.badge')}.innerText === 'Retrying'")
+    assert await page.run(f"{card('again', '[data-part=error]')}.classList.contains('mild')")
+    await page.until(f"{card('again')}.dataset.status === 'completed'")
+    shown = await words(page, "again", "[data-part=text]")
+    answered = await page.run(f"fetch('/api/tasks/' + {card('again')}.dataset.task).then((answer) => answer.json())")
+    assert (shown.strip(), answered["attempt"]) == (answered["response"].strip(), 2)
 
 
 async def test_a_task_server_that_crashes_costs_its_watcher_nothing(page: Page, server: ServerProcess) -> None:
