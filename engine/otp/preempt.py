@@ -42,7 +42,7 @@ from engine.otp.preempt_deadline import deadline_armed
 from engine.otp.preempt_frames import FRAGILE, Standing, survey
 from engine.otp.preempt_owner import owner
 from engine.otp.preempt_points import Point
-from engine.otp.preempt_reports import Preempted, Stalled, describe_stack, dump_stacks
+from engine.otp.preempt_reports import Preempted, Stalled, describe_stack, dump_stacks, write_stderr
 from engine.otp.process import Process
 from engine.otp.trace import Tracer
 
@@ -233,9 +233,11 @@ class Watchdog(trio.abc.Instrument):
             return  # not even room for that: the next tick may find some
         finally:
             self._looking = False
-        del frame  # the exception's traceback keeps this function's frame
         if shot is not None:
-            raise shot
+            try:
+                raise shot
+            finally:
+                del frame, shot  # the exception's traceback keeps this function's frame
 
     def _look(self, frame: FrameType | None) -> tuple[float, Preempted | None]:
         """Seconds until the next look, and what to throw."""
@@ -324,7 +326,7 @@ class Watchdog(trio.abc.Instrument):
         try:
             self._wedged(stalled)
         except Exception:  # noqa: BLE001  the hook must not become a strike
-            traceback.print_exc()
+            write_stderr(traceback.format_exc())
 
     def _give_out(self, spell: Spell) -> None:
         """Called by the loop, so that neither a log's lock nor a listener can meet itself in a signal handler."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -71,9 +72,15 @@ def describe_stack(frame: FrameType | None, root: FrameType | None = None) -> tu
     return tuple(reversed(lines))
 
 
+def write_stderr(text: str) -> None:
+    """Past all buffers: a signal handler may have come in the middle of a print."""
+    with suppress(OSError):
+        os.write(2, text.encode(errors="replace"))
+
+
 def dump_stacks(stalled: Stalled) -> None:
     """The default for a loop that cannot be freed: says so on stderr, with the stacks of all threads. Goes on."""
-    print(f"event loop wedged for {stalled.seconds:.1f} s by {stalled.task} at {stalled.where}", file=sys.__stderr__)
+    write_stderr(f"event loop wedged for {stalled.seconds:.1f} s by {stalled.task} at {stalled.where}\n")
     faulthandler.dump_traceback(all_threads=True, file=sys.__stderr__ or 2)
 
 

@@ -481,7 +481,7 @@ async def test_one_who_can_never_be_interrupted_is_given_to_the_hook(watched: Wa
     assert [stalled.strikes for stalled in wedged] == [0]
 
 
-async def test_a_failing_hook_does_no_harm(watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_failing_hook_does_no_harm(watched: Watched, capfd: pytest.CaptureFixture[str]) -> None:
     calls = 0
 
     def broken(_: Stalled) -> None:
@@ -502,7 +502,7 @@ async def test_a_failing_hook_does_no_harm(watched: Watched, capsys: pytest.Capt
 
     async with stage(watched, budget=0.02, wedged=broken):
         assert not isinstance(await watched.end_of(fragile), Crash)
-    assert "a broken hook" in capsys.readouterr().err
+    assert "a broken hook" in capfd.readouterr().err
 
 
 # --- what cannot be interrupted -------------------------------------------------------------------------
