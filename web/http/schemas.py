@@ -224,6 +224,7 @@ ANSWERS: dict[str, Schema] = {
             "sockets": _COUNT,
             "queues": _list(_ref("Queue")),
             "providers": _list(_object({"name": _STRING, "state": _STRING, "running": _COUNT})),
+            "endpoint": _object({"connections": _COUNT, "faults": _ANY_OBJECT}),
             "routes": _list(_ANY_OBJECT),
             "alarms": _list(_object({"name": _STRING, "severity": _STRING, "message": _STRING})),
             "counts": _ANY_OBJECT,

@@ -25,6 +25,7 @@ from web.http.body import bounded_int, decode
 from web.http.exchange import Answer, Ask, Handler, json
 from web.http.house import House
 from web.http.route import Parameter, Route
+from web.operators.doors import Doors
 from web.operators.overview import overview, queue_view, rested
 from web.operators.recent import RESTARTED, Recent
 from web.operators.tree import killable, node_view, process_view, read_pid
@@ -63,6 +64,7 @@ class Operators:
 
     routing: Callable[[], list[dict[str, Any]]] = field(default=list)
     """What the routing knows of each route: provider, credential's name, model, running, rests_for_seconds, trips."""
+    doors: Doors = field(factory=Doors)
     watch: Watch | None = None
 
     # --- looking ---
@@ -95,6 +97,7 @@ class Operators:
         lately = list(self.recent.events)[-50:]
         routes = self.routing()
         seen["providers"] = rested(seen["providers"], routes)
+        seen["endpoint"] = self.doors.view()
         return json({**seen, "routes": routes, "alarms": found, "counts": dict(self.recent.counts), "recent": lately})
 
     async def list_queues(self, house: House, ask: Ask) -> Answer:
@@ -194,6 +197,7 @@ class Operators:
     def metrics(self) -> Iterable[Metric]:
         """What the operators' room tells Prometheus."""
         yield from self.recent.metrics()
+        yield from self.doors.metrics()
         if self.watch is not None:
             yield from self.watch.metrics()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from web.operators.doors import Doors
 from web.operators.overview import rested
 from web.operators.tree import read_pid, spoken
 
@@ -23,3 +24,12 @@ def test_a_pid_is_read_as_it_is_shown() -> None:
 
 def test_names_are_spoken() -> None:
     assert (spoken(("task", 7)), spoken("names")) == ("task:7", "names")
+
+
+def test_the_doors_tell_connections_and_faults_as_they_are_counted() -> None:
+    counted = {"bad_request": 2}
+    doors = Doors(lambda: 7, counted)
+    counted["slow_body"] = 1
+    assert doors.view() == {"connections": 7, "faults": {"bad_request": 2, "slow_body": 1}}
+    values = {tuple(sample.labels.values()): sample.value for metric in doors.metrics() for sample in metric.samples}
+    assert values == {(): 7, ("bad_request",): 2, ("slow_body",): 1}

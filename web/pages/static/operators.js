@@ -134,13 +134,16 @@ function badge(text) {
   return element;
 }
 
-function server({ node, journal }) {
+function server({ node, journal, endpoint }) {
+  const faults = Object.values(endpoint.faults).reduce((sum, one) => sum + one, 0);
   return {
     Version: node.version,
     Python: node.python,
     "OS process": String(node.pid),
     "Up for": span(Date.now() / 1000 - node.started_at),
     "CPU time": span(node.cpu_seconds),
+    Connections: count(endpoint.connections),
+    ...(faults ? { "Faults of clients": count(faults) } : {}),
     "Journal buffer": `${count(journal.buffered)} of ${count(journal.bound)}`,
     ...(journal.last_error ? { "Last error": journal.last_error } : {}),
   };
