@@ -179,7 +179,12 @@ class Queues:
         self.stop(str(job_id))
 
     async def retry(self, job_id: UUID) -> None:
-        """Runs a finished or waiting job again now, with one attempt more if it had none left."""
+        """Runs a finished or waiting job again now, with one attempt more if it had none left.
+
+        Raises:
+            UserError: `job_exists`, when an unfinished job has its unique key by now.
+            StorageDown
+        """
         await self.store.settle([JobChange(job_id, Retry("", self.clock()))])
         self.wake()
 

@@ -44,6 +44,8 @@ async def _run(lane: Lane, handlers: Mapping[str, JobHandler], held: Running) ->
     metrics.queue_wait(job.queue).observe(max(0.0, time.time() - job.scheduled_at))
     try:
         outcome = await _attempt(job, handlers.get(job.worker), lane.config.timeout)
+        if not isinstance(outcome, JobOutcome | Recorded):
+            raise TypeError(f"the handler answered {outcome!r}, which is no outcome")
     except Exception as error:
         held.failure = f"{type(error).__name__}: {error}"
         raise

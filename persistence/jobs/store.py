@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 import trio
 
+from engine.errors import UserError
 from engine.jobs.job import Fence, Job, JobChange, JobState, Lease, NewJob
 from engine.jobs.lifecycle import MAX_RESCUES
 from engine.jobs.ports import (
@@ -95,8 +96,13 @@ class PostgresJobStore:
         return _limited(wish, jobs, free, tokens)
 
     async def settle(self, changes: Sequence[JobChange]) -> frozenset[int]:
-        async with self._connection() as conn, conn.transaction():
-            return await apply_changes(conn, [(change, None) for change in changes])
+        try:
+            async with self._connection() as conn, conn.transaction():
+                return await apply_changes(conn, [(change, None) for change in changes])
+        except psycopg.errors.UniqueViolation as problem:
+            # only a job that is reopened by hand can meet its own key again
+            message = "Another job with the same unique key is not finished yet; wait for it, or cancel it."
+            raise UserError("job_exists", message) from problem
 
     # --- leases ---
 

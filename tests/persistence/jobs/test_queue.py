@@ -114,6 +114,32 @@ async def test_a_job_for_which_there_is_no_handler_is_a_dead_letter(node: Node, 
     assert "no handler is called 'nobody'" in record.errors[0].error
 
 
+async def test_a_handler_that_answers_nonsense_has_failed_its_attempt(node: Node, database: Pool) -> None:
+    async def nonsense(job: Job) -> JobOutcome:
+        return "done"  # type: ignore[return-value]
+
+    async with running(database, {"nonsense": nonsense}) as floor:
+        job = new_job("nonsense")
+        await floor.queues.insert([job])
+        record = await floor.in_state(job.id, JobState.RETRYABLE)
+    assert record.errors[0].error == "TypeError: the handler answered 'done', which is no outcome"
+
+
+async def test_a_dead_letter_is_not_reopened_beside_a_job_with_its_unique_key(node: Node, database: Pool) -> None:
+    async def fails(job: Job) -> JobOutcome:
+        return Discard("x")
+
+    gate = Gate()
+    async with running(database, {"fails": fails, "gate": gate}) as floor:
+        dead, living = new_job("fails", unique_key="k"), new_job("gate", unique_key="k")
+        await floor.queues.insert([dead])
+        await floor.in_state(dead.id, JobState.DISCARDED)
+        await floor.queues.insert([living])
+        with pytest.raises(UserError) as refusal:
+            await floor.queues.retry(dead.id)
+        assert refusal.value.code == "job_exists"
+
+
 async def test_an_attempt_that_takes_too_long_is_ended_and_retried(node: Node, database: Pool) -> None:
     gate = Gate()
     async with running(database, {"gate": gate}, QueueConfig(timeout=0.05)) as floor:
