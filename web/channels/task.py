@@ -17,7 +17,7 @@ from attrs import frozen
 
 from engine.errors import UserError
 from engine.otp import Down, Ref, Shutdown, Timer, demonitor, is_clean, monitor, self_, send_after
-from engine.ports import Durability
+from engine.ports import Durability, StorageDown
 from engine.tasks import intake, lookup
 from engine.tasks.events import TERMINAL, Actor, Responded
 from engine.tasks.messages import Accepted, TaskDurable, TaskHappened, TaskProgress, TaskResumed, TaskText, View
@@ -72,9 +72,18 @@ class TaskChannel(Channel):
         try:
             self.house.check_open()
             self.task_id = task_id_of(self.topic)
-            return await self._open(parse(params or {}, JoinTask).last_seq)
+            return await self._first_look(parse(params or {}, JoinTask).last_seq)
         except TROUBLES as trouble:
             return Refused(as_refusal(trouble))
+
+    async def _first_look(self, last_seq: int | None) -> Mapping[str, Any]:
+        """While the database is away, who has seen nothing yet is let in: it may be about to create the task."""
+        try:
+            return await self._open(last_seq)
+        except StorageDown:
+            if last_seq:
+                raise
+            return payloads.joined(None) | {"unverified": True}
 
     async def handle_in(self, event: str, payload: Any) -> Reply | End | None:
         ask = _ASKS.get(event)

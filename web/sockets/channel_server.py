@@ -27,14 +27,12 @@ from web.sockets.frames import Ref
 from web.sockets.lane import Lane
 from web.sockets.pubsub import Intercepted
 
-FEW_PENDING = 16
-"""A socket that stopped reading for a channel's sake goes on when no more than this is left to handle."""
-
 
 @frozen
 class Said:
-    """A message of the client's for a channel. What it says shows in no report."""
+    """A message of the client's for a channel. What it says shows in no report. `weight`: see `Backlog`."""
 
+    weight: int
     join_ref: Ref
     ref: Ref
     event: str
@@ -98,7 +96,8 @@ class ChannelServer(GenServer[Channel]):
         state._asked = asked = Asked(message.join_ref, message.ref)
         answer = await state.handle_in(message.event, message.payload)
         state._asked = None
-        self._handled(state.lane)
+        if state.lane.handled(message.weight):
+            send(self.socket, CaughtUp())
         if isinstance(answer, Reply):
             state.reply(asked, answer)
             if not state.lane.pending:
@@ -107,11 +106,6 @@ class ChannelServer(GenServer[Channel]):
         if isinstance(answer, End) and answer.reply is not None:
             state.reply(asked, answer.reply)
         return _after(answer, state)
-
-    def _handled(self, lane: Lane) -> None:
-        lane.pending -= 1
-        if lane.pending == FEW_PENDING:
-            send(self.socket, CaughtUp())
 
     async def terminate(self, reason: Reason, state: Channel) -> None:
         await state.terminate(reason)

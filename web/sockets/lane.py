@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from web.sockets.backlog import Backlog
 from web.sockets.event import Event, Merge
 from web.sockets.frames import Binary, Ref, Wire
 from web.sockets.serializers import Serializer
@@ -33,6 +34,7 @@ class Lane:
         "_held_weight",
         "_lead",
         "_name",
+        "backlog",
         "join_ref",
         "pending",
         "ref",
@@ -42,21 +44,45 @@ class Lane:
         "transport",
     )
 
-    def __init__(self, transport: Transport, serializer: Serializer, topic: str, join_ref: Ref, ref: Ref) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        serializer: Serializer,
+        topic: str,
+        join_ref: Ref,
+        ref: Ref,
+        backlog: Backlog | None = None,
+    ) -> None:
         self.transport = transport
+        self.backlog = backlog or Backlog()
         self.serializer = serializer
         self.topic = topic
         self.join_ref = join_ref
         self.ref = ref
         self.shut = False
         self.pending = 0
-        """Messages of the client that its channel has not handled yet."""
+        """Weight of the client's messages that its channel has not handled yet."""
         # A join without a join_ref is named by its ref: clients find their pushes by it.
         self._name = ref if join_ref is None else join_ref
         self._lead = serializer.lead(self._name)
         self._before_reply: list[Event] | None = []
         self._held: dict[str, list[Event]] | None = None
         self._held_weight = 0
+
+    # --- what the client says -------------------------------------------------------------------------
+
+    def expect(self, size: int) -> int:
+        """A message of `size` bytes is on its way to the channel; answers its weight."""
+        weight = self.backlog.add(size)
+        self.pending += weight
+        return weight
+
+    def handled(self, weight: int) -> bool:
+        """The channel has dealt with a message; whether the socket should be told to read on."""
+        self.pending -= weight
+        return self.backlog.take(weight)
+
+    # --- what it is told ------------------------------------------------------------------------------
 
     def push(self, event: Event) -> None:
         """Sends an event, now or as soon as it may go. Raises Unencodable."""

@@ -28,6 +28,7 @@ from engine.otp import (
     send,
 )
 from web.endpoint.faults import FaultLog
+from web.sockets.backlog import Backlog
 from web.sockets.channel import Connection, MakeChannel, Refused
 from web.sockets.channel_server import CaughtUp, ChannelServer, Joined, Left, Said
 from web.sockets.frames import CLOSE, ERROR, PHOENIX, BadFrame, Inbound, Ref
@@ -36,9 +37,6 @@ from web.sockets.router import Router
 from web.sockets.rules import MOST_CHANNELS, Action, decide
 from web.sockets.serializers import Serializer
 from web.sockets.transport import CloseCode, Closed, Received, Transport, Writable
-
-MOST_PENDING = 64
-"""Messages that a channel may have unhandled; beyond, the socket reads no more until it has caught up."""
 
 
 @frozen
@@ -62,7 +60,7 @@ class Seat:
 
 @define
 class SocketState:
-    """Seats by topic, and the topics of the channels' processes. `paused`: nothing is read at present."""
+    """Seats by topic, and the topics of the channels' processes."""
 
     transport: Transport
     serializer: Serializer
@@ -70,7 +68,7 @@ class SocketState:
     protocol: Protocol
     seats: dict[str, Seat] = field(factory=dict)
     topics: dict[Pid, str] = field(factory=dict)
-    paused: bool = False
+    backlog: Backlog = field(factory=Backlog)
 
 
 Next: TypeAlias = NoReply[SocketState] | Stop[SocketState]
@@ -99,7 +97,7 @@ class Socket(GenServer[SocketState]):
                 for seat in state.seats.values():
                     seat.lane.release()
             case CaughtUp():
-                _resume(state)
+                state.transport.resume()
             case Closed():
                 # Not a normal end: channels are linked, and links pass over normal ends.
                 return Stop(Shutdown("closed"), state)
@@ -111,7 +109,7 @@ class Socket(GenServer[SocketState]):
             state.transport.close(CloseCode.RESTART, "restarting")
 
     def format_status(self, state: SocketState) -> object:
-        return {"client": state.connection.upgrade.client, "topics": sorted(state.seats), "paused": state.paused}
+        return {"client": state.connection.upgrade.client, "topics": sorted(state.seats)}
 
     async def _received(self, frames: tuple[str | bytes, ...], state: SocketState) -> Next:
         for message in frames:
@@ -121,20 +119,21 @@ class Socket(GenServer[SocketState]):
                 state.protocol.faults.client("malformed_frame", state.connection.upgrade.client, str(problem))
                 state.transport.close(CloseCode.CRASHED, "malformed frame")
                 return Stop(Shutdown("malformed frame"), state)
-            await self._act(frame, state)
-        state.paused = True
-        _resume(state)
+            await self._act(frame, len(message), state)
+        state.backlog.paused = state.backlog.full
+        if not state.backlog.paused:
+            state.transport.resume()
         return NoReply(state)
 
-    async def _act(self, frame: Inbound, state: SocketState) -> None:
+    async def _act(self, frame: Inbound, size: int, state: SocketState) -> None:
         seat = state.seats.get(frame.topic)
         known = state.protocol.router.match(frame.topic) if seat is None else None
         room = len(state.seats) < state.protocol.most_channels
         join_ref = seat.lane.join_ref if seat else None
         match decide(frame, seat is not None, join_ref, known is not None, room):
             case Action.DELIVER if seat:
-                seat.lane.pending += 1
-                send(seat.pid, Said(frame.join_ref, frame.ref, frame.event, frame.payload))
+                weight = seat.lane.expect(size)
+                send(seat.pid, Said(weight, frame.join_ref, frame.ref, frame.event, frame.payload))
             case Action.HEARTBEAT:
                 _reply(state, None, frame.ref, PHOENIX, "ok", {})
             case Action.JOIN:
@@ -160,7 +159,7 @@ class Socket(GenServer[SocketState]):
 async def _join(state: SocketState, frame: Inbound) -> None:
     make = state.protocol.router.match(frame.topic)
     assert make is not None
-    lane = Lane(state.transport, state.serializer, frame.topic, frame.join_ref, frame.ref)
+    lane = Lane(state.transport, state.serializer, frame.topic, frame.join_ref, frame.ref, state.backlog)
     try:
         pid = await ChannelServer.start_link(make, lane, state.connection, self_(), frame.payload)
     except StartFailed:
@@ -200,7 +199,6 @@ def _channel_ended(state: SocketState, pid: Pid, reason: Reason) -> None:
         clean = is_clean(reason) or seat.leaving is not None
         seat.lane.end(*((CLOSE, {}) if clean else (ERROR, {"reason": "channel_crash"})))
     seat.lane.shut = True
-    _resume(state)
 
 
 def _answer_failed_join(seat: Seat, reason: Reason) -> None:
@@ -220,17 +218,13 @@ def _answer_leave(seat: Seat) -> None:
 
 
 def _forget(state: SocketState, seat: Seat) -> None:
+    """Frees the topic; what its channel had still to handle waits no more."""
     del state.seats[seat.lane.topic], state.topics[seat.pid]
+    if seat.lane.handled(seat.lane.pending):
+        state.transport.resume()
 
 
 # --- reading and writing --------------------------------------------------------------------------------
-
-
-def _resume(state: SocketState) -> None:
-    """Reads on, unless a channel has too much to handle already."""
-    if state.paused and all(seat.lane.pending <= MOST_PENDING for seat in state.seats.values()):
-        state.paused = False
-        state.transport.resume()
 
 
 def _reply(state: SocketState, join_ref: Ref, ref: Ref, topic: str, status: str, response: Any) -> None:

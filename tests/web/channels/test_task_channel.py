@@ -97,15 +97,30 @@ async def test_while_the_server_drains_nobody_joins(
         assert refused.value.response["reason"] == "draining"
 
 
-async def test_while_the_database_is_away_a_finished_task_cannot_be_joined(
+async def test_while_the_database_is_away_what_is_not_in_memory_cannot_be_resumed(
     autojump_clock: Clock, place: Place, device: Device
 ) -> None:
     task_id = await place.task()
     await place.server_gone(task_id)
     place.house.storage.down = True
     with pytest.raises(Refused) as refused:
-        await device.join(f"task:{task_id}")
+        await device.join(f"task:{task_id}", last_seq=1)
     assert refused.value.response["reason"] == "storage_down"
+    assert refused.value.response["retry_after"] > 0
+
+
+async def test_while_the_database_is_away_a_new_task_can_be_created_all_the_same(
+    autojump_clock: Clock, place: Place, device: Device, new_id: str
+) -> None:
+    place.house.storage.down = True
+    topic = f"task:{new_id}"
+    answer = await device.join(topic)
+    assert (answer["task"], answer["unverified"]) == (None, True)
+    wish = {"input": {"steps": 1, "interval": 1.0}}
+    assert (await device.push(topic, "llm_generate", wish))["durability"] == "memory"
+    await device.until("task_completed", topic)
+    place.house.storage.back()
+    await device.until("phx_close", topic)
 
 
 # --- what is told -----------------------------------------------------------------------------------------

@@ -10,37 +10,52 @@ import trio
 
 from tests.web.sockets.lines import MemoryClient, ask
 from tests.web.sockets.server import Server
-from web.sockets.socket import MOST_PENDING
+from web.sockets.backlog import MUCH, OVERHEAD
+from web.sockets.lane import Lane
+from web.sockets.serializers import V2
 
 pytestmark = pytest.mark.parametrize("line", ["memory"], indirect=True)
 T = "room:1"
 
 
-async def test_a_client_that_floods_a_busy_channel_is_read_no_further(server: Server, client: MemoryClient) -> None:
+async def flood(server: Server, client: MemoryClient, count: int) -> None:
+    """Fills the mailbox of a channel that is busy, message by message."""
     await ask(client, "11", "1", T, "phx_join", {})
     await client.send(["11", "w", T, "wait", {"for": "gate"}])
     await server.room.log.wait_for("waiting", T)
-    for n in range(2 * MOST_PENDING):
-        await client.send(["11", str(n), T, "echo", {"n": n}])
+    for n in range(count):
+        await client.send(["11", str(n), T, "echo", {"n": n, "much": "x" * 1000}])
         await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_client_that_floods_a_busy_channel_is_read_no_further(server: Server, client: MemoryClient) -> None:
+    await flood(server, client, 400)
     (room,) = server.processes("ChannelServer")
-    assert len(room.queue) <= MOST_PENDING + 1
+    assert len(room.queue) <= MUCH // 1000
     assert not client.transport.reading
     server.room.gates["gate"].set()
-    answers = [await client.receive() for _ in range(2 * MOST_PENDING + 1)]
-    assert [frame[1] for frame in answers[1:]] == [str(n) for n in range(2 * MOST_PENDING)]
+    answers = [await client.receive() for _ in range(401)]
+    assert [frame[1] for frame in answers[1:]] == [str(n) for n in range(400)]
+    await trio.testing.wait_all_tasks_blocked()
     assert client.transport.reading
 
 
+async def test_many_small_messages_weigh_something_too(server: Server, client: MemoryClient) -> None:
+    lane = Lane(client.transport, V2(), T, "1", "1")
+    weights = [lane.expect(1) for _ in range(MUCH // OVERHEAD)]
+    assert lane.backlog.full
+    lane.backlog.paused = True
+    assert [lane.handled(weight) for weight in weights].count(True) == 1
+    assert lane.backlog.weight == 0
+
+
 async def test_a_busy_channel_that_crashes_lets_its_socket_read_on(server: Server, client: MemoryClient) -> None:
-    await ask(client, "11", "1", T, "phx_join", {})
-    await client.send(["11", "w", T, "wait", {"for": "gate"}])
-    await server.room.log.wait_for("waiting", T)
-    for n in range(2 * MOST_PENDING):
-        await client.send(["11", str(n), T, "echo", {"n": n}])
+    await flood(server, client, 400)
     server.kill_channels(T)
     assert (await client.receive())[3] == "phx_error"
-    assert await ask(client, "12", "2", "room:2", "phx_join", {}) is not None
+    unmatched = [await client.receive() for _ in range(400 - MUCH // 1000)]
+    assert {frame[4]["response"]["reason"] for frame in unmatched} == {"unmatched topic"}
+    assert client.transport.reading
 
 
 async def test_the_log_names_the_client_and_not_what_it_sent(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -107,7 +107,7 @@ async def test_case_72_a_dispatch_that_takes_too_long_answers_408(open_server: O
         client = poller(server, http)
         await client.get()
         assert await client.post(["11", "1", T, "phx_join", {}]) == 200
-        busy = [["11", str(n), T, "wait", {"for": "gate"}] for n in range(90)]
+        busy = [["11", str(n), T, "wait", {"for": "gate", "much": "x" * 5000}] for n in range(90)]
         assert await client.post(*busy) == 408
         server.room.gates["gate"].set()
 
