@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,15 +17,6 @@ from persistence.database import DatabaseUnreachable, Persistence, PersistenceSe
 from persistence.embedded import leftovers
 from persistence.embedded.folder import FolderError, FolderInUse
 from tests.persistence.entries import Story
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """A folder that PostgreSQL's account can reach, which pytest's own are not."""
-    folder = Path(tempfile.mkdtemp(prefix="elwift-test-"))
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @asynccontextmanager

@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -33,17 +32,6 @@ from persistence.embedded.server import EmbeddedServer, Installation, ServerFail
 
 ROOT = Path(__file__).resolve().parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about what root must do")
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """A folder that PostgreSQL's account can reach, which pytest's own are not."""
-    folder = Path(tempfile.mkdtemp(prefix="elwift-test-"))
-    folder.chmod(0o711)
-    yield folder
-    for pid in leftovers.running_in(folder / "postgres"):
-        os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @asynccontextmanager

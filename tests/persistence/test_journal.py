@@ -20,18 +20,6 @@ from tests.persistence.entries import Completed, OutputStored, Requeued, Respond
 from tests.postgres import Outage
 
 
-@pytest.fixture
-async def journal(database: Pool, nursery: trio.Nursery) -> PostgresJournal:
-    journal = PostgresJournal(database)
-    nursery.start_soon(journal.flush)
-    return journal
-
-
-@pytest.fixture
-def store(database: Pool) -> PostgresTaskStore:
-    return PostgresTaskStore(database)
-
-
 async def count(pool: Pool, query: str, *values: object) -> int:
     async with pool.connection() as connection:
         row = await (await connection.execute(query, values)).fetchone()  # type: ignore[arg-type]

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
 import psycopg
-import pytest
 import trio
 
 from engine.ports import Buffered, Committed, Entry, Receipt
 from persistence.embedded import leftovers
-from persistence.embedded.folder import DataFolder, lay_out
+from persistence.embedded.folder import DataFolder
 from persistence.embedded.server import EmbeddedServer
 from persistence.journal.journal import PATIENCE, PostgresJournal
 from persistence.pool import Pool
@@ -29,17 +26,6 @@ from tests.persistence.entries import Completed, Story
 from tests.postgres import Outage
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """A folder that PostgreSQL's account can reach, which pytest's own are not."""
-    folder = Path(tempfile.mkdtemp(prefix="elwift-test-"))
-    folder.chmod(0o711)
-    yield folder
-    for pid in leftovers.running_in(lay_out(folder).cluster):
-        os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class House:

@@ -23,20 +23,8 @@ from tests.postgres import Outage, opened
 
 
 @pytest.fixture
-async def journal(database: Pool, nursery: trio.Nursery) -> PostgresJournal:
-    journal = PostgresJournal(database)
-    nursery.start_soon(journal.flush)
-    return journal
-
-
-@pytest.fixture
 def snapshots(database: Pool) -> Snapshotter:
     return Snapshotter(database)
-
-
-@pytest.fixture
-def store(database: Pool) -> PostgresTaskStore:
-    return PostgresTaskStore(database)
 
 
 async def rows(pool: Pool) -> dict[UUID, int]:

@@ -20,19 +20,6 @@ from persistence.webhooks import Delivery, WebhookStore
 from tests.persistence.entries import Completed, Story
 from tests.postgres import Outage
 
-
-@pytest.fixture
-async def journal(database: Pool, nursery: trio.Nursery) -> PostgresJournal:
-    journal = PostgresJournal(database)
-    nursery.start_soon(journal.flush)
-    return journal
-
-
-@pytest.fixture
-def store(database: Pool) -> PostgresTaskStore:
-    return PostgresTaskStore(database)
-
-
 # --- history ----------------------------------------------------------------------------------------------
 
 

@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from persistence.pool import Pool
-from tests.postgres import TestServer, opened, postgres_server
-
-__all__ = ["postgres_server"]
+from tests.postgres import TestServer, opened
 
 
 @pytest.fixture(scope="session")
