@@ -13,6 +13,7 @@ import trio
 from attrs import frozen
 
 from engine.otp.brood import Brood
+from engine.otp.children import Child
 from engine.otp.context import current_node
 from engine.otp.messages import Call, Cast
 from engine.otp.pid import Address, Pid
@@ -65,6 +66,22 @@ class Branch:
     names: tuple[Any, ...] = ()
     count: int = 0
     children: tuple[Branch, ...] = ()
+
+
+@frozen
+class Overview:
+    """How many processes there are; `zombies` are dead to everybody but trio, each with its kind."""
+
+    live: int
+    asleep: int
+    zombies: tuple[tuple[Pid, str], ...]
+
+
+def overview() -> Overview:
+    """The node in numbers that cost nothing to read."""
+    node = current_node()
+    zombies = tuple((pid, process.blueprint.kind) for pid, process in node.zombies.items())
+    return Overview(len(node.table), len(node.dormitory), zombies)
 
 
 def info(address: Address) -> ProcessInfo | None:
@@ -127,7 +144,7 @@ def tree(supervisor: Address, limit: int = PAGE) -> Branch | None:
 def children(supervisor: Address, offset: int = 0, limit: int = PAGE) -> tuple[Branch, ...]:
     """A page of the children of a supervisor, in start order."""
     process = current_node().peek(supervisor)
-    return () if process is None else _children(process, offset, limit)
+    return () if process is None else _children(process, offset, limit, limit)
 
 
 def _node(process: Process, id: Any, restarts: int, limit: int) -> Branch:
@@ -143,25 +160,27 @@ def _node(process: Process, id: Any, restarts: int, limit: int) -> Branch:
         started_at=_unix(process.started_at),
         names=_names(process),
         count=len(state.children) if isinstance(state, Family | Brood) else 0,
-        children=_children(process, 0, limit),
+        children=_children(process, 0, limit if isinstance(state, Brood) else None, limit),
     )
 
 
-def _children(process: Process, offset: int, limit: int) -> tuple[Branch, ...]:
-    node, state = process.node, process.state
-    found: list[Branch] = []
-    if isinstance(state, Family):
-        for child in list(state.children.values())[offset:]:
-            below = None if child.pid is None else node.peek(child.pid)
-            if below is not None:
-                found.append(_node(below, child.spec.id, child.restarts, limit))
-            else:
-                kind = getattr(child.spec.start.subject, "__name__", "?")
-                down = "restarting" if child.restarting else "down"
-                found.append(Branch(child.spec.id, None, kind, down, restarts=child.restarts))
-    elif isinstance(state, Brood):
-        for pid in list(state.children)[offset : offset + limit]:
-            below = node.peek(pid)
-            if below is not None:
-                found.append(_node(below, pid, 0, limit))
-    return tuple(found)
+def _children(process: Process, offset: int, limit: int | None, deeper: int) -> tuple[Branch, ...]:
+    """Children from `offset` on, at most `limit` of them; `deeper` bounds dynamic supervisors below."""
+    stop = None if limit is None else offset + limit
+    if isinstance(process.state, Family):
+        some = islice(process.state.children.values(), offset, stop)
+        return tuple(_child(process, child, deeper) for child in some)
+    if isinstance(process.state, Brood):
+        peeked = (process.node.peek(pid) for pid in islice(process.state.children, offset, stop))
+        return tuple(_node(below, below.pid, 0, deeper) for below in peeked if below is not None)
+    return ()
+
+
+def _child(process: Process, child: Child, deeper: int) -> Branch:
+    """A child of a supervisor, up or down."""
+    below = None if child.pid is None else process.node.peek(child.pid)
+    if below is not None:
+        return _node(below, child.spec.id, child.restarts, deeper)
+    kind = getattr(child.spec.start.subject, "__name__", "?")
+    status = "restarting" if child.restarting else "down"
+    return Branch(child.spec.id, None, kind, status, restarts=child.restarts)

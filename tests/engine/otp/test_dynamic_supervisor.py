@@ -34,6 +34,7 @@ from engine.otp import (
     cast,
     count_children,
     exit,
+    processes,
     start_child,
     terminate_child,
     whereis,
@@ -227,3 +228,23 @@ async def test_supervisors_below_count_as_such(sup: Pid) -> None:
     assert await count_children(sup) == Counts(1, 1, 1, 0)
     await terminate_child(sup, pid)
     assert await count_children(sup) == Counts(0, 0, 0, 0)
+
+
+async def test_a_restart_under_way_ends_when_its_child_is_terminated(
+    autojump_clock: trio.testing.MockClock, node: Node, diary: Diary
+) -> None:
+    class SlowTheSecondTime(Witness):
+        async def init(self, diary: Diary, id: str, state: Any = 0) -> Any:
+            if diary.events:
+                await trio.sleep(5)
+            return await super().init(diary, id)
+
+    sup = await DynamicSupervisor.start_link()
+    pid = await start_child(sup, nameless(diary, "a", server=SlowTheSecondTime))
+    exit(pid, KILL)
+    await trio.sleep(1)
+    assert len(list(processes())) == 2
+    await terminate_child(sup, pid)
+    await trio.sleep(10)
+    assert diary.events == ["init a"]
+    assert list(processes()) == [sup]

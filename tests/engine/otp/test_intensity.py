@@ -287,3 +287,24 @@ async def test_a_thousand_children_that_crash_at_once_are_all_restarted(node: No
     await settle()
     assert (await count_children(sup)).active == 1000
     assert not any(pid.alive for pid in pids)
+
+
+async def test_a_backoff_that_was_cancelled_does_not_cut_a_later_one_short(
+    mock_clock: trio.testing.MockClock, node: Node, diary: Diary
+) -> None:
+    sup = await Supervisor.start_link([child(diary, "a", backoff=Backoff(initial=10, factor=1, jitter=0))])
+    await kill("a")
+    mock_clock.jump(8)
+    await restart_after_terminate(sup)
+    await kill("a")
+    mock_clock.jump(3)
+    await settle()
+    assert whereis("a") is None
+    mock_clock.jump(7.5)
+    await settle()
+    assert whereis("a") is not None
+
+
+async def restart_after_terminate(sup: Pid) -> None:
+    await terminate_child(sup, "a")
+    await restart_child(sup, "a")

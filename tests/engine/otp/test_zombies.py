@@ -22,6 +22,7 @@ from engine.otp import (
     cast,
     exit,
     init_ack,
+    introspect,
     receive,
     reply,
     restart_child,
@@ -74,7 +75,7 @@ async def test_after_kill_and_grace_it_is_declared_dead_its_name_free_and_listed
     assert await gone(pid) is KILLED
     assert trio.current_time() - before == pytest.approx(1.0, abs=0.2)
     assert (pid.alive, whereis("undead")) == (False, None)
-    assert list(node.zombies) == [pid]
+    assert introspect.overview() == introspect.Overview(live=0, asleep=0, zombies=((pid, "Undead.run"),))
     assert [type(r) for r in reports] == [ZombieReport]
     assert "trio.sleep" in reports[0].stack
     assert events == [trace.ZombieDeclared(pid, "Undead.run")]
