@@ -12,7 +12,7 @@ import trio
 from attrs import define, field, frozen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 from engine.otp import (
     HIBERNATE,
