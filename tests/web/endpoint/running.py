@@ -73,6 +73,18 @@ def socket_app(log: Log, **accept: Any) -> QuartTrio:
     return app
 
 
+def overfill(transport: Transport) -> None:
+    """Says more than a client that does not read can be kept for; first it is congested, then it is closed."""
+    congested = False
+    for _ in range(32 * 1024):
+        congested = congested or transport.congested
+        transport.send_text(b"x" * 1024)
+        if transport.closed:
+            break
+    assert congested
+    assert transport.closed
+
+
 @asynccontextmanager
 async def running(app: App | None = None, **settings: Any) -> AsyncIterator[Endpoint]:
     endpoint = Endpoint(EndpointSettings(**settings), app or make_app())

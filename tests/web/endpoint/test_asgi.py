@@ -17,7 +17,7 @@ from websockets.frames import Opcode
 from engine.otp import KILL, Node, Pid, exit
 from tests.web.endpoint.apps import make_app, stock_config
 from tests.web.endpoint.raw import binary, close, connect, text, upgrade, websocket
-from tests.web.endpoint.running import EchoSocket, Log, running, until
+from tests.web.endpoint.running import EchoSocket, Log, overfill, running, until
 from web.endpoint import EndpointSettings, Roster, serve_socket
 from web.sockets.transport import Accept, Closed, Transport
 
@@ -120,9 +120,7 @@ async def test_a_client_that_does_not_read_is_closed(node: Node, log: Log) -> No
     async with socket_on_stock(log, Roster(), max_outbox=256 * KIB, high_water=32 * KIB):
         await until(lambda: log.transports)
         transport = log.transports[0]
-        while not transport.closed:
-            transport.send_text(b"x" * KIB)
-        assert transport.congested
+        overfill(transport)
         await until(lambda: log.news)
         assert log.news == [Closed(1013, "too slow")]
 

@@ -19,7 +19,7 @@ from websockets.frames import Opcode
 
 from engine.otp import Node, StartFailed
 from tests.web.endpoint.raw import RawClient, connect, request, text, upgrade
-from tests.web.endpoint.running import Log, running, socket_app, until
+from tests.web.endpoint.running import Log, overfill, running, socket_app, until
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,7 @@ async def test_a_slow_reader_over_tls_is_closed_without_harm(node: Node, certifi
             await client.say(upgrade("/socket"))
             assert (await client.response()).status == 101
             await until(lambda: log.transports)
-            while not log.transports[0].closed:
-                log.transports[0].send_text(b"x" * 1000)
+            overfill(log.transports[0])
             await until(lambda: not endpoint.connections)
         async with secured(endpoint.port, certificate[0]) as client:
             await client.say(request("/"))

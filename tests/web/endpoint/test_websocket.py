@@ -25,7 +25,7 @@ from tests.web.endpoint.raw import (
     upgrade,
     websocket,
 )
-from tests.web.endpoint.running import Log, running, socket_app, until
+from tests.web.endpoint.running import Log, overfill, running, socket_app, until
 from web.endpoint import serve_socket
 from web.sockets.transport import Accept, Closed, Received, Transport, Writable
 
@@ -180,10 +180,7 @@ async def test_a_client_that_does_not_read_is_congested_then_closed(node: Node, 
     ):
         await until(lambda: log.transports)
         transport = log.transports[0]
-        while not transport.congested:
-            transport.send_text(b"x" * KIB)
-        while not transport.closed:
-            transport.send_text(b"x" * KIB)
+        overfill(transport)
         await until(lambda: log.news)
         assert log.news == [Closed(1013, "too slow")]
         await until(lambda: not endpoint.connections)
