@@ -35,6 +35,19 @@ from engine.otp.child_spec import (
 from engine.otp.context import NoNode, NoProcess, current_node, self_
 from engine.otp.dynamic_supervisor import DynamicSupervisor
 from engine.otp.gen_server import Continue, GenServer, NoReply, Ok, Reply, Stop, Timeout, stop
+from engine.otp.management import (
+    ChildError,
+    ChildInfo,
+    Counts,
+    count_children,
+    delete_child,
+    get_childspec,
+    restart_child,
+    start_child,
+    start_child_info,
+    terminate_child,
+    which_children,
+)
 from engine.otp.memory import MemoryGuard, Policy
 from engine.otp.messages import HIBERNATE, Call, Cast, Down, ExitSignal, Hibernate, Request
 from engine.otp.node import Node, processes, whereis
@@ -83,21 +96,7 @@ from engine.otp.signals import (
     unlink,
 )
 from engine.otp.start import IGNORE, Ignore, Up, spawn, spawn_link, spawn_monitor
-from engine.otp.supervisor import (
-    ChildError,
-    ChildInfo,
-    Counts,
-    Plan,
-    Supervisor,
-    count_children,
-    delete_child,
-    get_childspec,
-    restart_child,
-    start_child,
-    start_child_info,
-    terminate_child,
-    which_children,
-)
+from engine.otp.supervisor import Plan, Supervisor
 from engine.otp.system import Handled, get_state, replace_state, resume, suspend, trace_messages
 from engine.otp.task_supervisor import Task, TaskResult, TaskSupervisor, async_, async_nolink, await_, start_task
 from engine.otp.timers import Timer

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import define
 
 from engine.otp.child_spec import BRUTAL_KILL, INFINITY, PERMANENT, BrutalKill, ChildSpec, Deadline
+from engine.otp.management import ChildInfo
 from engine.otp.messages import ExitSignal
 from engine.otp.pid import Pid
 from engine.otp.process import Process
 from engine.otp.reasons import KILLED, NOPROC, NORMAL, RESTARTING, SHUTDOWN, Reason, Shutdown
 from engine.otp.reports import SupervisorReport
 from engine.otp.slot import Slot
-
-if TYPE_CHECKING:
-    from engine.otp.supervisor import ChildInfo
 
 
 @define(eq=False)
@@ -50,8 +48,6 @@ class Child:
 
     @property
     def info(self) -> ChildInfo:
-        from engine.otp.supervisor import ChildInfo
-
         pid = RESTARTING if self.restarting else self.pid
         return ChildInfo(self.spec.id, pid, self.spec.type, self.spec.start.subject)
 

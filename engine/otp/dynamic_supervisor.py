@@ -35,6 +35,16 @@ from engine.otp.child_spec import (
 from engine.otp.children import end_child, ended_as_asked, report
 from engine.otp.context import current_process
 from engine.otp.gen_server import GenServer, NoReply, Ok, Reply, Stop
+from engine.otp.management import (
+    ChildError,
+    ChildInfo,
+    CountChildren,
+    Counts,
+    Refusal,
+    StartChild,
+    TerminateChild,
+    WhichChildren,
+)
 from engine.otp.messages import ExitSignal
 from engine.otp.pid import Pid
 from engine.otp.process import Process
@@ -52,16 +62,6 @@ from engine.otp.reasons import (
 from engine.otp.reports import ProgressReport
 from engine.otp.slot import Slot
 from engine.otp.start import Birth, Name, Up
-from engine.otp.supervisor import (
-    ChildError,
-    ChildInfo,
-    CountChildren,
-    Counts,
-    Refusal,
-    StartChild,
-    TerminateChild,
-    WhichChildren,
-)
 from engine.otp.timers import Timer
 
 

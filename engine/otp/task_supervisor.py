@@ -14,6 +14,7 @@ from attrs import frozen
 from engine.otp.child_spec import TEMPORARY, ChildSpec, Deadline, Restart, Start
 from engine.otp.context import current_node, current_process, process_var
 from engine.otp.dynamic_supervisor import DynamicSupervisor
+from engine.otp.management import start_child as start_spec
 from engine.otp.messages import Down
 from engine.otp.pid import Address, Pid, Ref, new_ref
 from engine.otp.process import call_user, run_function
@@ -21,7 +22,6 @@ from engine.otp.reasons import TIMEOUT, CallFailed, Exit
 from engine.otp.signals import demonitor, init_ack, receive
 from engine.otp.slot import Slot
 from engine.otp.start import AsyncFunction, function_blueprint, start
-from engine.otp.supervisor import start_child as start_spec
 
 T = TypeVar("T")
 
