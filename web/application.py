@@ -64,6 +64,7 @@ from web.http.app import create_app
 from web.http.artifacts import serve_folder
 from web.http.house import House, Limits
 from web.http.webhooks import CogWebhooks, ReplicateWebhooks, proof
+from web.operators.doors import Doors
 from web.operators.overview import metrics
 from web.operators.routes import Operators
 from web.settings import Settings
@@ -171,6 +172,7 @@ class Application:
         self.endpoint = Endpoint(_endpoint(settings), self.http)
         self.operators.disconnect = self.endpoint.roster.disconnect
         self.operators.routing = self.routing.state
+        self.operators.doors = Doors(lambda: self.endpoint.connections, self.endpoint.faults.counts)
         self._build_sockets()
 
     def _build_sockets(self) -> None:
