@@ -75,10 +75,6 @@ UPDATE jobs j SET lease_expires_at = now() + mine.seconds * interval '1 second'
 FROM mine WHERE j.id = mine.id RETURNING j.id
 """
 
-_GIVE_BACK: LiteralString = """
-    UPDATE jobs j SET state = 'available', attempt = greatest(j.attempt - 1, 0), updated_at = now()
-"""
-
 RELEASE: LiteralString = f"""
 WITH given AS (
     SELECT * FROM jsonb_to_recordset(%s) AS g(n int, id uuid, token uuid) WHERE {FEW}
@@ -86,28 +82,17 @@ WITH given AS (
     SELECT j.id FROM jobs j JOIN given g ON g.id = j.id AND g.token = j.lease_token
     WHERE j.state = 'executing' ORDER BY j.id FOR UPDATE OF j
 ), released AS (
-    {_GIVE_BACK} FROM mine WHERE j.id = mine.id RETURNING j.queue
+    UPDATE jobs j SET state = 'available', attempt = greatest(j.attempt - 1, 0), updated_at = now()
+    FROM mine WHERE j.id = mine.id RETURNING j.queue
 ), told AS (
     SELECT pg_notify('{CHANNEL}', 'wake ' || queue)::text AS sent FROM (SELECT DISTINCT queue FROM released) AS woken
 )
 SELECT count(*), (SELECT count(sent) FROM told) FROM released
 """
 
-# What an earlier life of this node held was interrupted, not failed: the attempt does not count. A job that was there
-# each time its node died may be the reason; `rescues` keeps count.
-RECOVER: LiteralString = f"""
-WITH lost AS MATERIALIZED (
-    SELECT id FROM jobs WHERE state = 'executing' AND lease_node = %(node)s AND lease_boot <> %(boot)s
-    ORDER BY id FOR UPDATE
-)
-{_GIVE_BACK}, rescues = j.rescues + 1 FROM lost WHERE j.id = lost.id
-"""
-
-RESCUE: LiteralString = f"""
-WITH lost AS MATERIALIZED (
-    SELECT id FROM jobs WHERE state = 'executing' AND lease_expires_at < now() AND id <> ALL(%(held)s)
-    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), rescued AS (
+# A lost node interrupted its jobs, they did not fail: the attempt does not count. But a job that was there each time a
+# node died may be the reason; beyond `most` such losses it is a dead letter, or its task's handler has to say no.
+_TAKE_BACK: LiteralString = """
     UPDATE jobs j SET
         state = CASE WHEN j.rescues >= %(most)s AND j.task_id IS NULL THEN 'discarded'::job_state
                      ELSE 'available' END,
@@ -115,8 +100,24 @@ WITH lost AS MATERIALIZED (
         attempt = greatest(j.attempt - 1, 0), rescues = j.rescues + 1, updated_at = now(),
         errors = CASE WHEN jsonb_array_length(j.errors) >= 50 THEN j.errors - 0 ELSE j.errors END
             || jsonb_build_object('at', extract(epoch FROM now()), 'attempt', j.attempt,
-                                  'error', 'the lease of node ' || coalesce(j.lease_node, '?') || ' expired')
+                                  'error', 'lost with node ' || coalesce(j.lease_node, '?'))
     FROM lost WHERE j.id = lost.id
+"""
+
+RECOVER: LiteralString = f"""
+WITH lost AS MATERIALIZED (
+    SELECT id FROM jobs WHERE state = 'executing' AND lease_node = %(node)s AND lease_boot <> %(boot)s
+    ORDER BY id FOR UPDATE
+)
+{_TAKE_BACK}
+"""
+
+RESCUE: LiteralString = f"""
+WITH lost AS MATERIALIZED (
+    SELECT id FROM jobs WHERE state = 'executing' AND lease_expires_at < now() AND id <> ALL(%(held)s)
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), rescued AS (
+    {_TAKE_BACK}
     RETURNING j.id, j.queue, j.state, coalesce(j.lease_node, '?')
 ), told AS (
     SELECT pg_notify('{CHANNEL}', 'wake ' || queue)::text AS sent

@@ -123,7 +123,9 @@ class PostgresJobStore:
 
     async def recover(self, node: str, boot: UUID) -> int:
         async with self._connection() as conn:
-            return (await conn.execute(sql.RECOVER, {"node": node, "boot": boot}, prepare=False)).rowcount
+            return (
+                await conn.execute(sql.RECOVER, {"node": node, "boot": boot, "most": MAX_RESCUES}, prepare=False)
+            ).rowcount
 
     async def rescue(self, held: Sequence[UUID], limit: int) -> tuple[Rescued, ...]:
         args = {"held": list(held), "limit": limit, "most": MAX_RESCUES}

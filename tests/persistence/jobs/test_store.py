@@ -240,6 +240,15 @@ async def test_a_job_that_is_lost_with_its_node_too_often_becomes_a_dead_letter(
     assert states == [JobState.AVAILABLE] * MAX_RESCUES + [JobState.DISCARDED]
 
 
+async def test_a_job_that_kills_its_own_node_again_and_again_becomes_a_dead_letter_too(store: PostgresJobStore) -> None:
+    new = a_job()
+    await store.insert([new])
+    for _ in range(MAX_RESCUES + 1):
+        await claim_one(store)
+        assert await store.recover("node", uuid4()) == 1
+    assert await state(store, new.id) is JobState.DISCARDED
+
+
 async def test_a_job_of_a_task_is_never_discarded_by_a_rescue(store: PostgresJobStore) -> None:
     await store.insert([a_job(task_id=uuid4())])
     for _ in range(MAX_RESCUES + 1):
