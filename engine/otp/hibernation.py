@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Record = tuple[Any, ...]
 """(blueprint, state, time of start, messages handled, microseconds busy), then, if it has a single name, (namespace,
-key), then, if it has anything that most have not, a dict of that. Blueprint and namespace are numbers on the shelf."""
+key), then, if it has anything that most have not, a dict of that, or only its server object if that has attributes
+and there is nothing else. Blueprint and namespace are numbers on the shelf."""
 
 _BLUEPRINT, _STATE, _STARTED, _HANDLED, _BUSY, _NAMESPACE, _KEY = range(7)
 
@@ -31,7 +32,10 @@ def _has_name(record: Record) -> bool:
 
 
 def _extra_of(record: Record) -> dict[str, Any]:
-    return record[-1] if len(record) % 2 == 0 else {}
+    if len(record) % 2:
+        return {}
+    extra = record[-1]
+    return extra if type(extra) is dict else {"behaviour": extra}
 
 
 class Shelf:
@@ -152,7 +156,7 @@ class Dormitory:
         return process
 
 
-def _extra(process: Process, names_too: bool) -> dict[str, Any] | None:
+def _extra(process: Process, names_too: bool) -> Any:
     """What few processes have; None for the many."""
     found: dict[str, Any] = {}
     for name in ("links", "watchers", "monitoring", "refused"):
@@ -167,9 +171,10 @@ def _extra(process: Process, names_too: bool) -> dict[str, Any] | None:
         found["tied"] = process.tied
     if process.peak > 1:
         found["peak"] = process.peak
-    if getattr(process.behaviour, "__dict__", None):
-        found["behaviour"] = process.behaviour
-    return found or None
+    if not getattr(process.behaviour, "__dict__", None):
+        return found or None
+    found["behaviour"] = process.behaviour
+    return found if len(found) > 1 else process.behaviour
 
 
 class Sweeper:
