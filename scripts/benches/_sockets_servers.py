@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import random
+import signal
 import sys
 import time
 from typing import Any
@@ -134,10 +135,11 @@ def application(data_dir: str) -> None:
             max_queued=100_000,
             max_queued_per_user=100_000,
         )
-        async with running(settings) as server:
-            settled()
-            print(server.endpoint.port, flush=True)
-            await trio.sleep_forever()
+        with trio.open_signal_receiver(signal.SIGTERM) as told:
+            async with running(settings) as server:
+                settled()
+                print(server.endpoint.port, flush=True)
+                await anext(aiter(told))  # an orderly end: PostgreSQL is not left behind
 
     trio.run(main)
 
