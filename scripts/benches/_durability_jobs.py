@@ -7,7 +7,6 @@ in a child process of their own, on the same server, one after the other. `durab
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import trio
+from _peers import peer_python
 from psycopg.conninfo import make_conninfo
 
 from engine.jobs.config import QueueConfig
@@ -36,6 +36,7 @@ from persistence.pool import Pool
 SLOTS = 100
 """Jobs at once, the same for everybody."""
 INSERT_AT_ONCE = 500
+PEERS = ("pgqueuer[psycopg]==1.6.0", "asyncpg", "procrastinate==3.10.0", "psycopg[binary,pool]")
 PEER_DEADLINE = 180
 """Seconds that a peer may take."""
 
@@ -139,14 +140,13 @@ def _first_entry(job: NewJob) -> Entry:
 
 
 def peer_jobs_per_second(conninfo: str, peer: str, jobs: int) -> float | None:
-    """The same for `pgqueuer` or `procrastinate`; None where it is not installed.
-
-    ELWIFT_PEERS names a Python that has them; without it, this one is asked.
-    """
+    """The same for `pgqueuer` or `procrastinate`; None where it cannot be had."""
+    python = peer_python("queues", *PEERS)
+    if python is None:
+        return None
     conninfo = fresh_database(conninfo, f"bench_{peer}")
-    python = os.environ.get("ELWIFT_PEERS", sys.executable)
     script = Path(__file__).with_name("_peer_queues.py")
-    command = [python, str(script), peer, conninfo, str(jobs), str(SLOTS)]
+    command = [str(python), str(script), peer, conninfo, str(jobs), str(SLOTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_DEADLINE, check=False)
     if done.returncode:
         print(f"{peer} could not be measured: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
