@@ -5,6 +5,7 @@ A provider whose key is not set is not there, and its library is not imported. M
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.models.seeds import LOCAL, SIMULATE
 from engine.otp import ChildSpec, Start, Supervisor, init_ack
 from engine.outputs.fetch import Fetcher, Policy
 from engine.ports import ArtifactStore
+from engine.providers import plugins
 from engine.providers.cog import Cog
 from engine.providers.local import Local
 from engine.providers.local_server import address, spec
@@ -95,7 +97,19 @@ def backends(settings: Settings, webhook: Callable[[UUID], str], known: Known) -
     if settings.cog_urls:
         found.cog = Cog(found.http, _named_urls(settings.cog_urls), webhook)
         found.providers["cog"] = [found.cog]
+    _add_plugins(found)
     return found
+
+
+def _add_plugins(found: Backends) -> None:
+    """Providers of other packages, with what they may have beside `run`: `output_hosts` and `aclose`."""
+    made = plugins.providers(plugins.installed(), os.environ, found.http, found.providers)
+    found.providers |= made
+    for name, instances in made.items():
+        if hosts := tuple(getattr(instances[0], "output_hosts", ())):
+            found.fetchers[name] = Fetcher(Policy(hosts=hosts))
+            found.closing.append(found.fetchers[name].aclose)
+        found.closing += [each.aclose for each in instances if hasattr(each, "aclose")]
 
 
 def _add_local(found: Backends, settings: Settings) -> None:
