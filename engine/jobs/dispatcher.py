@@ -87,9 +87,8 @@ class Dispatcher(GenServer[Desk]):
 
     async def init(self, lane: Lane, handlers: Mapping[str, JobHandler], bell: Bell, claims: Claims) -> Ok[Desk]:
         desk = Desk(lane, handlers, bell, claims)
-        for held in lane.running.values():
-            if held.worker is not None:
-                _watch(desk, held.worker)
+        for worker in lane.workers:
+            _watch(desk, worker)
         bell.rung = False
         bell()
         return Ok(desk)
@@ -139,7 +138,7 @@ def _stop(held: Running, reason: str) -> None:
 
 
 def _bury(desk: Desk, pid: Pid, reason: Reason) -> None:
-    for held in [held for held in desk.lane.running.values() if held.worker == pid]:
+    if (held := desk.lane.workers.get(pid)) is not None:
         after_death(desk.lane, held, reason)
 
 

@@ -90,6 +90,8 @@ class Lane:
     pace: Pace = field(init=False)
 
     running: dict[UUID, Running] = field(factory=dict)
+    workers: dict[Pid, Running] = field(factory=dict)
+    """Who has which job in hand."""
     starting: deque[Running] = field(factory=deque)
     stopping: deque[tuple[Running, str]] = field(factory=deque)
     memory: Memory = field(init=False)
@@ -321,13 +323,20 @@ class Lane:
             self.line.leave(job.priority, job.user)
             self._start(job, stored=False)
 
-    def take(self) -> Running | None:
-        """The next job to start, for a worker, which puts its pid on it."""
-        return self.starting.popleft() if self.starting else None
+    def take(self, worker: Pid) -> Running | None:
+        """The next job to start, handed to this worker."""
+        if not self.starting:
+            return None
+        held = self.starting.popleft()
+        held.worker, self.workers[worker] = worker, held
+        return held
 
     def leave(self, held: Running, journaled: bool) -> float:
         """Frees the slot; how long it was held, in seconds. `journaled`: the outcome comes through the journal."""
         self._free(held)
+        if held.worker is not None:
+            del self.workers[held.worker]
+            held.worker = None
         self.line.end(held.job.priority, held.job.user)
         self.pace.observe(self.monotonic() - held.since)
         if journaled and not held.settled:

@@ -33,8 +33,7 @@ async def work(lane: Lane, handlers: Mapping[str, JobHandler]) -> None:
     """The body of a worker process."""
     init_ack()
     me = self_()
-    while (held := lane.take()) is not None:
-        held.worker = me
+    while (held := lane.take(me)) is not None:
         await _run(lane, handlers, held)
         await trio.lowlevel.checkpoint()
 
@@ -49,7 +48,6 @@ async def _run(lane: Lane, handlers: Mapping[str, JobHandler], held: Running) ->
     except Exception as error:
         held.failure = f"{type(error).__name__}: {error}"
         raise
-    held.worker = None
     seconds = lane.leave(held, journaled=isinstance(outcome, Recorded))
     metrics.duration(job.queue, job.worker).observe(seconds)
     if isinstance(outcome, Recorded):

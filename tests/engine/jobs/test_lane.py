@@ -11,6 +11,7 @@ from engine.jobs.config import QueueConfig, Rate
 from engine.jobs.job import Cancel, Complete, Discard, Fence, Job, JobChange, Lease, NewJob, Retry, Snooze
 from engine.jobs.lane import Identity, Lane, Running
 from engine.jobs.ports import Claimed
+from engine.otp.pid import new_pid
 from engine.ports import Buffered, Committed, Refused
 
 IDENTITY = Identity("node", UUID(int=1), lease=30.0)
@@ -36,7 +37,7 @@ class World:
         """Starts what may start, as the dispatcher and its workers do."""
         self.lane.start_from_memory()
         started = []
-        while (held := self.lane.take()) is not None:
+        while (held := self.lane.take(new_pid())) is not None:
             started.append(held)
         return started
 
@@ -164,7 +165,7 @@ def test_a_limit_over_all_nodes_postpones_the_next_claim(world: World) -> None:
 def test_a_job_withdrawn_before_its_worker_had_it_never_starts(world: World) -> None:
     world.flush_insert(job := new_job())
     assert world.lane.stop(job.id, "cancelled")
-    assert world.lane.take() is None
+    assert world.lane.take(new_pid()) is None
     assert world.lane.free == 2
 
 

@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.jobs.backoff import Backoff
 from engine.jobs.config import Cron, QueueConfig
 from engine.jobs.job import Complete, Discard, Job, JobChange, JobOutcome, JobState, Recorded, Retry, Snooze
-from engine.jobs.ports import Claim
+from engine.jobs.ports import Claim, QueueSetting
 from engine.otp import SHUTDOWN, Node, Shutdown, exit, whereis
 from engine.ports import Committed
 from persistence.jobs.rows import insert_jobs
@@ -341,6 +341,15 @@ async def test_what_was_set_on_a_queue_outlives_a_restart(node: Node, database: 
     async with running(database) as floor:
         (stats,) = floor.queues.stats()
     assert (stats.paused, stats.limit) == (True, 3)
+
+
+async def test_what_another_node_sets_is_taken_over(node: Node, database: Pool) -> None:
+    async with running(database, config=QueueConfig(limit=2)) as floor:
+        lane = floor.queues.lanes["default"]
+        await PostgresJobStore(database).set(QueueSetting("default", paused=True, limit=9))
+        await floor.eventually(lambda: lane.paused and lane.limit == 9)
+        await PostgresJobStore(database).set(QueueSetting("default"))
+        await floor.eventually(lambda: not lane.paused and lane.limit == 2)
 
 
 async def test_scaling_a_queue_changes_how_many_run_at_once(node: Node, database: Pool) -> None:
