@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -155,6 +155,22 @@ async def end_of(pid: Pid) -> Reason:
     ended = Slot()
     process.watch(ended, ended.resolve)
     return await ended.wait()
+
+
+class Stuck(BaseException):
+    """Nobody interrupted a runaway: the test fails, instead of the suite standing still."""
+
+
+@pytest.fixture(autouse=True)
+def _not_for_ever() -> Iterator[None]:
+    def give_up(_signum: int, _frame: object) -> None:
+        raise Stuck
+
+    before = signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 10, 1)  # seconds of CPU time
+    yield
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    signal.signal(signal.SIGVTALRM, before)
 
 
 @pytest.fixture

@@ -117,16 +117,19 @@ calls = st.tuples(
 
 
 @mixed
-@given(st.lists(calls, min_size=1, max_size=15), st.sampled_from([0.0, 0.25, 2.0]))
-def test_every_call_ends_once_as_promised_and_leaves_nothing(plan: list[Any], answered_every: float) -> None:
-    trio.run(play, plan, answered_every, clock=MockClock(autojump_threshold=0))
+@given(st.lists(calls, min_size=1, max_size=15), st.sampled_from([0.0, 0.25, 2.0]), st.sampled_from([0.0, 0.7]))
+def test_every_call_ends_once_as_promised_and_leaves_nothing(
+    plan: list[Any], answered_every: float, killed_every: float
+) -> None:
+    trio.run(play, plan, answered_every, killed_every, clock=MockClock(autojump_threshold=0))
 
 
-async def play(plan: list[Any], answered_every: float) -> None:
+async def play(plan: list[Any], answered_every: float, killed_every: float) -> None:
     ends: Counter[int] = Counter()
     wrong: list[object] = []
 
-    async def caller(number: int, way: str, then: Then, timeout: float, patience: float) -> None:
+    async def caller(number: int, way: str, then: Then, timeout: float | None, patience: float) -> None:
+        begun = trio.current_time()
         with trio.move_on_after(patience) as scope:
             try:
                 answer = await call("server", Ask(number, way, then), timeout)
@@ -138,19 +141,31 @@ async def play(plan: list[Any], answered_every: float) -> None:
                     wrong.append((number, answer))
             ends[number] += 1
         ends[number] += scope.cancelled_caught
+        if killed_every and trio.current_time() - begun > 2 * killed_every:
+            wrong.append((number, "heard of the server's end too late"))
 
     async def answerer() -> None:
         while True:
             await trio.sleep(answered_every)
             cast("server", "answer")
 
+    async def killer() -> None:
+        while True:
+            await trio.sleep(killed_every)
+            if (server := whereis("server")) is not None:
+                exit(server, KILL)
+
     async with Node.open(report=lambda _: None) as node:
         await Supervisor.start_link([worker(Server, id="server", name="server")], intensity=1000, name="root")
         async with trio.open_nursery() as others:
             if answered_every:
                 others.start_soon(answerer)
+            if killed_every:
+                others.start_soon(killer)
             async with trio.open_nursery() as nursery:
-                for number, (way, then, timeout, patience, pause) in enumerate(plan):
+                for number, (way, then, limit, patience, pause) in enumerate(plan):
+                    # Who waits for ever hears of the server's end, asleep or not.
+                    timeout = None if killed_every and limit == 5.0 else limit
                     nursery.start_soon(caller, number, way, then, timeout, patience)
                     if pause:
                         await trio.sleep(pause)
