@@ -174,14 +174,16 @@ async def test_bodies_of_all_clients_together_are_bounded(node: Node) -> None:
         connect(endpoint.port) as first,
         connect(endpoint.port) as second,
     ):
+        assert endpoint._server is not None
+        budget = endpoint._server.hub.budget
         await first.say(request("/size", "Content-Length: 90000", method="POST", body=b"x" * 80_000))
+        await until(lambda: budget.held == 80_000)
         await second.say(request("/size", "Content-Length: 90000", method="POST", body=b"x" * 80_000))
         refused = await second.response()
         assert refused.status == 503
         await first.say(b"x" * 10_000)
         assert (await first.response()).body == b"90000"
-        assert endpoint._server is not None
-        assert endpoint._server.hub.budget.held == 0
+        await until(lambda: budget.held == 0)
 
 
 async def test_a_body_in_very_many_very_small_chunks_is_refused(node: Node) -> None:
