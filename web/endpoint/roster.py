@@ -18,8 +18,10 @@ from web.sockets.transport import Accept, CloseCode, Transport
 
 BATCHES = 20
 """Into how many batches a drain splits its sockets, so that their clients do not all come back at once."""
+PAUSE = 0.01
+"""Seconds of that spread for each socket: few are sent away at once, for a few returning hurt nobody."""
 SHARE = 0.8
-"""The part of the drain's time over which the batches are spread; the rest is for the last closing handshakes."""
+"""The largest part of the drain's time for that spread; the rest is for the last closing handshakes."""
 
 
 class Member(Transport, Protocol):
@@ -94,7 +96,7 @@ class Roster:
         """Tells everybody 1012, in jittered batches, and returns when all have gone; drops the rest at the timeout."""
         self.draining = True
         with trio.move_on_after(timeout):
-            await self._tell_all(timeout * SHARE)
+            await self._tell_all(min(timeout * SHARE, len(self) * PAUSE))
             await self._until_empty()
         for member in self:
             member.abort()
