@@ -349,9 +349,10 @@ async def _idle(process: Process, seconds: float) -> None:
         if not process.queue:
             process.put(TIMEOUT)
 
-    timer = process.node.timers.after(seconds, expire)
+    alarm = process.alarm = process.node.timers.after(seconds, expire)
     try:
         while not process.queue:
             await process.sleep()
     finally:
-        timer.cancel()
+        alarm.cancel()
+        process.alarm = None

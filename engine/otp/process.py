@@ -27,6 +27,7 @@ from engine.otp.slot import Slot
 
 if TYPE_CHECKING:
     from engine.otp.node import Node
+    from engine.otp.timers import Timer
 
 Body = Callable[["Process"], Awaitable[Reason]]
 Watcher = Callable[[Reason], object]
@@ -78,6 +79,7 @@ class Process:
     """A living process. Only its node makes one; others know its pid."""
 
     __slots__ = (
+        "alarm",
         "args",
         "behaviour",
         "blueprint",
@@ -125,7 +127,8 @@ class Process:
         self.exiting: Reason = None
         self.dead = False
         self.condemned = False
-        self.doom: Any = None
+        self.doom: Timer | None = None
+        self.alarm: Timer | None = None
         self.trap_exit = blueprint.trap_exit
         self.tied = blueprint.linked
         self.links: set[Pid] | None = None
@@ -197,8 +200,8 @@ class Process:
         return Abort.SUCCEEDED
 
     def hibernate(self) -> None:
-        """Asks the process to hibernate if it is idle."""
-        if self.sleeper is not None and not self.queue:
+        """Asks a server to hibernate if it is idle and does not wait for a time of its own."""
+        if self.sleeper is not None and not self.queue and self.behaviour is not None and self.alarm is None:
             self.put(HIBERNATE)
 
     def wake(self) -> None:

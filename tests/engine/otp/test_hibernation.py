@@ -26,6 +26,7 @@ from engine.otp import (
     Registry,
     Start,
     Supervisor,
+    Timeout,
     Via,
     call,
     cast,
@@ -305,3 +306,30 @@ async def test_a_signal_that_comes_in_the_step_in_which_it_falls_asleep_is_not_l
     cast(pid, end_and_rest)
     await settle()
     assert not pid.alive
+
+
+async def test_a_server_that_waits_for_a_timeout_is_not_put_to_sleep(
+    mock_clock: trio.testing.MockClock, node: Node, diary: Diary
+) -> None:
+    class Drowsy(Plain):
+        hibernate_after = 10.0
+
+    pid = await Drowsy.start(diary, "s")
+    cast(pid, lambda state: NoReply(state, Timeout(35)))
+    for _ in range(3):
+        await settle()
+        mock_clock.jump(10.1)
+        await settle()
+        assert pid in node.table
+    mock_clock.jump(10)
+    await settle()
+    assert diary.events[-1] == "info TIMEOUT"
+
+
+async def test_a_plain_process_is_never_sent_to_sleep(node: Node) -> None:
+    inbox = Inbox()
+    pid = await spawn(inbox.run)
+    await settle()
+    node.table[pid].hibernate()
+    await settle()
+    assert inbox.messages == []
