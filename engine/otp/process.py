@@ -21,7 +21,7 @@ from engine.otp.context import process_var
 from engine.otp.messages import HIBERNATE, Call, Cast, Down, ExitSignal
 from engine.otp.pid import ROOT, Pid, Ref, Via
 from engine.otp.preempt_frames import preemptible
-from engine.otp.reasons import INIT_ACK_MISSING, KILLED, NORMAL, Atom, Reason, is_clean, reason_of
+from engine.otp.reasons import KILLED, NORMAL, Atom, Reason, is_clean, reason_of
 from engine.otp.reports import CrashReport, summary
 from engine.otp.slot import Slot
 
@@ -335,7 +335,7 @@ class Process:
         for via in self.names:
             via.registry.forget(via.key, self.pid)
         if self.starter is not None:
-            self.starter.fail(self.verdict or (INIT_ACK_MISSING if reason is NORMAL else reason))
+            self.starter.fail(reason if self.verdict is None else self.verdict)
         for pid in self.linked():
             self.node.exit_signal(pid, self.pid, reason)
         for watcher in list(self.watchers.values()) if self.watchers else ():

@@ -50,7 +50,6 @@ NOT_FOUND = Atom("not_found")
 RUNNING = Atom("running")
 RESTARTING = Atom("restarting")
 MAX_CHILDREN = Atom("max_children")
-INIT_ACK_MISSING = Atom("ended_before_init_ack")
 
 
 @frozen

@@ -203,8 +203,10 @@ async def test_a_process_that_ends_before_its_acknowledgement_did_not_start(node
         pass
 
     sup = await Supervisor.start_link([])
-    with pytest.raises(StartFailed):
+    with pytest.raises(StartFailed) as caught:
         await start_child(sup, ChildSpec("hasty", Start.process(hasty), PERMANENT))
+    assert caught.value.reason is NORMAL
+    assert await which_children(sup) == []
 
 
 async def test_a_supervisor_that_is_killed_while_a_child_starts_takes_the_child_with_it(
