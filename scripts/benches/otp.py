@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import trio
 import trio.testing
 from _otp_peers import CpuTime, median_of, rss
+from _peers import peer_python
 from attrs import frozen
 
 from engine.otp import (
@@ -133,14 +134,14 @@ class TaskServer(GenServer[TaskFacts]):
         return Reply(request.value, state, HIBERNATE)
 
 
-def task(registry: Registry[str], n: int) -> ChildSpec:
+def task(registry: Registry, n: int) -> ChildSpec:
     id = f"task-{n:07}"
     return worker(TaskServer, id, id=id, name=Via(registry, id), restart=TEMPORARY)
 
 
-async def in_tree(body: Callable[[Registry[str]], Awaitable[Any]]) -> NoReturn:
+async def in_tree(body: Callable[[Registry], Awaitable[Any]]) -> NoReturn:
     """Runs `body` beside a registry and a dynamic supervisor named "children"; prints its answer and is gone."""
-    registry: Registry[str] = Registry(name="names")
+    registry: Registry = Registry(name="names")
     async with Node.open(report=lambda _: None):
         children = [registry.spec(), DynamicSupervisor.spec(name="children", intensity=10**9)]
         await Supervisor.start_link(children, intensity=10**9)
@@ -165,7 +166,7 @@ async def in_process(body: Callable[[], Awaitable[float]]) -> float:
 # --- what is measured -----------------------------------------------------------------------------------
 
 
-async def call_us(registry: Registry[str]) -> float:
+async def call_us(registry: Registry) -> float:
     server = await Server.start()
 
     async def calls() -> float:
@@ -178,7 +179,7 @@ async def call_us(registry: Registry[str]) -> float:
     return await in_process(lambda: median_of(calls))
 
 
-async def cast_us(registry: Registry[str]) -> float:
+async def cast_us(registry: Registry) -> float:
     server = await Server.start()
 
     async def casts() -> float:
@@ -193,7 +194,7 @@ async def cast_us(registry: Registry[str]) -> float:
     return await in_process(lambda: median_of(casts))
 
 
-async def start_us(registry: Registry[str]) -> float:
+async def start_us(registry: Registry) -> float:
     rounds = iter(range(100))
 
     async def starts() -> float:
@@ -217,15 +218,15 @@ async def size_of(count: int, spec: Callable[[int], ChildSpec]) -> float:
     return (rss() - before) / count
 
 
-async def live_bytes(registry: Registry[str]) -> float:
+async def live_bytes(registry: Registry) -> float:
     return await size_of(LIVE, lambda n: worker(Server, id=n, name=Via(registry, n), restart=PERMANENT))
 
 
-async def hibernated_bytes(registry: Registry[str]) -> float:
+async def hibernated_bytes(registry: Registry) -> float:
     return await size_of(HIBERNATED, lambda n: worker(Sleeper, id=n, name=Via(registry, n), restart=TEMPORARY))
 
 
-async def restart_1000_ms(registry: Registry[str]) -> float:
+async def restart_1000_ms(registry: Registry) -> float:
     restarted = 0
     done = trio.Event()
 
@@ -253,7 +254,7 @@ async def restart_1000_ms(registry: Registry[str]) -> float:
     return await median_of(crashes)
 
 
-async def lookup_us(registry: Registry[str]) -> float:
+async def lookup_us(registry: Registry) -> float:
     keys = [f"key {n}" for n in range(LIVE)]
     for key in keys:
         await start_child("children", worker(Server, id=key, name=Via(registry, key)))
@@ -267,7 +268,7 @@ async def lookup_us(registry: Registry[str]) -> float:
     return await median_of(look_up)
 
 
-async def million(registry: Registry[str]) -> dict[str, float]:
+async def million(registry: Registry) -> dict[str, float]:
     """A million task servers in one process, one in a hundred awake."""
     gc.collect()
     before = rss()
@@ -301,7 +302,7 @@ async def million(registry: Registry[str]) -> dict[str, float]:
     }
 
 
-MEASURES: dict[str, Callable[[Registry[str]], Awaitable[Any]]] = {
+MEASURES: dict[str, Callable[[Registry], Awaitable[Any]]] = {
     "call_us": call_us,
     "cast_us": cast_us,
     "start_us": start_us,
@@ -314,24 +315,6 @@ MEASURES: dict[str, Callable[[Registry[str]], Awaitable[Any]]] = {
 
 
 # --- running it -----------------------------------------------------------------------------------------
-
-
-def peers_python() -> str | None:
-    """The interpreter of the peers' environment, made when missing; None, with a word, when it cannot be made."""
-    parent = Path(sys.prefix).parent / ".venv-peers"
-    if not os.access(parent.parent, os.W_OK):
-        parent = Path.home() / ".cache" / "elwift"
-    python = parent / "otp" / "bin" / "python"
-    try:
-        if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True, stdout=sys.stderr)
-        if subprocess.run([python, "-c", "import triotp, pykka"], capture_output=True, check=False).returncode:
-            install = [str(python), "-m", "pip", "install", "--quiet", *FOREIGN.values()]
-            subprocess.run(install, check=True, stdout=sys.stderr)
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"no triotp and no pykka to compare with: {error}", file=sys.stderr)
-        return None
-    return str(python)
 
 
 def in_fresh_process(*command: str) -> str | None:
@@ -347,11 +330,11 @@ def ours(measure: str) -> Any:
     return None if printed is None else json.loads(printed)
 
 
-def of_peer(peer: str, name: str, foreign: str | None) -> float | None:
-    python = foreign if peer in FOREIGN else sys.executable
+def of_peer(peer: str, name: str, foreign: Path | None) -> float | None:
+    python = foreign if peer in FOREIGN else Path(sys.executable)
     if python is None:
         return None
-    printed = in_fresh_process(python, str(Path(__file__).with_name("_otp_peers.py")), peer, name)
+    printed = in_fresh_process(str(python), str(Path(__file__).with_name("_otp_peers.py")), peer, name)
     return None if printed is None else float(printed)
 
 
@@ -365,12 +348,13 @@ def line(name: str, value: float, peers: dict[str, float]) -> str:
 
 
 def compare(names: list[str], with_peers: bool) -> None:
-    foreign = peers_python() if with_peers and any(set(PEERS[name]) & set(FOREIGN) for name in names) else None
-    together: dict[str, float] | None = None
+    abroad = with_peers and any(set(PEERS[name]) & set(FOREIGN) for name in names)
+    foreign = peer_python("otp", *FOREIGN.values()) if abroad else None
+    together: dict[str, float] = {}
     for name in names:
         if name in TOGETHER:
-            together = together or ours("million")
-            value = together and together[name]
+            together = together or ours("million") or {}
+            value = together.get(name)
         else:
             value = ours(name)
         if value is None:
@@ -386,8 +370,7 @@ def main() -> None:
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        trio.run(in_tree, MEASURES[options.measure])
-        return
+        trio.run(in_tree, MEASURES[options.measure])  # prints and ends the process
     unknown = set(options.names) - set(PEERS)
     if unknown:
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")

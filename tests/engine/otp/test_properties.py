@@ -120,7 +120,7 @@ blows = st.lists(
 
 @define
 class Books:
-    registry: Registry[str]
+    registry: Registry
     born: list[tuple[str, Pid]] = field(factory=list)
     starts: Counter[str] = field(factory=Counter)
     alive: dict[Pid, str] = field(factory=dict)
@@ -241,7 +241,7 @@ async def by_hand(blow: Blow, books: Books) -> None:
 async def live(tree: Branch, what: Iterable[Blow], at_rest: bool, check: Callable[[Books], Any]) -> Books:
     """Runs the tree through the blows, one after another at rest or all in a row; then `check`, then its end."""
     async with Node.open(report=lambda _: None):
-        registry: Registry[str] = Registry(name="workers")
+        registry: Registry = Registry(name="workers")
         books = Books(registry)
         books.watcher = await spawn(watch, books)
         await Supervisor.start_link([registry.spec()], name="registries")
@@ -376,7 +376,7 @@ def test_a_window_allows_no_more_than_its_intensity_in_any_period(intensity: int
 def test_a_registry_names_the_living_only(entries: list[tuple[str, bool]], duplicate: bool) -> None:
     async def main() -> None:
         async with Node.open(report=lambda _: None):
-            registry: Registry[str] = Registry(keys=DUPLICATE, name="r") if duplicate else Registry(name="r")
+            registry: Registry = Registry(keys=DUPLICATE, name="r") if duplicate else Registry(name="r")
             await Supervisor.start_link([registry.spec()])
             living: list[tuple[str, Pid]] = []
 
@@ -402,7 +402,7 @@ def test_a_registry_names_the_living_only(entries: list[tuple[str, bool]], dupli
 def test_a_start_that_fails_leaves_no_process() -> None:
     async def main() -> None:
         async with Node.open(report=lambda _: None):
-            registry: Registry[str] = Registry(name="r")
+            registry: Registry = Registry(name="r")
             books = Books(registry, starts=Counter({"top.1": 1}))
             books.watcher = await spawn(watch, books)
             await Supervisor.start_link([registry.spec()])
