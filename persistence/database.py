@@ -30,6 +30,7 @@ from persistence.pool import DatabaseHealth, Pool
 from persistence.retention import Retention
 from persistence.snapshots import Snapshotter
 from persistence.store import PostgresTaskStore
+from persistence.usage import UsageStore
 from persistence.users import PostgresUserStore
 from persistence.webhooks import WebhookStore
 
@@ -72,6 +73,7 @@ class Persistence:
     users: PostgresUserStore = field(init=False)
     webhooks: WebhookStore = field(init=False)
     retention: Retention = field(init=False)
+    usage: UsageStore = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         settings = self.settings
@@ -85,6 +87,7 @@ class Persistence:
         self.users = PostgresUserStore(self.pool)
         self.webhooks = WebhookStore(self.pool)
         self.retention = Retention(self.pool)
+        self.usage = UsageStore(self.pool)
 
     async def prepare(self) -> None:
         """Claims the data folder; with a database URL, tries it once.

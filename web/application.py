@@ -63,6 +63,7 @@ from web.http.app import Application as HttpApplication
 from web.http.app import create_app
 from web.http.artifacts import serve_folder
 from web.http.house import House, Limits
+from web.http.usage import UsageRoutes
 from web.http.webhooks import CogWebhooks, ReplicateWebhooks, proof
 from web.operators.doors import Doors
 from web.operators.overview import metrics
@@ -158,7 +159,7 @@ class Application:
             limits=Limits(body=settings.max_body_bytes),
         )
         self.operators = Operators(self.queues, __version__)
-        more = list(self.operators.routes)
+        more = [*self.operators.routes, *UsageRoutes(self.persistence.usage).routes]
         if self.backends.replicate:
             webhook_secrets = settings.replicate_webhook_secrets.split(",")
             more.append(ReplicateWebhooks(self.backends.replicate, self.persistence.webhooks, webhook_secrets).route)

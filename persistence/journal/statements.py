@@ -77,10 +77,12 @@ ADD_EVENTS: LiteralString = """
 # What is not known yet does not erase what is.
 PUT_PREDICTIONS: LiteralString = """
     INSERT INTO predictions AS p (id, task_id, attempt, provider, external_id, status, input, output, logs, metrics,
-        error_message, cost_estimate, tokens, provider_started_at, provider_completed_at)
+        error_message, cost_estimate, tokens, input_tokens, output_tokens, predict_seconds, provider_started_at,
+        provider_completed_at)
     SELECT DISTINCT ON (id) id, task_id, attempt, provider, external_id, status, coalesce(input, '{}'), output, logs,
         metrics, error_message, (usage->>'cost')::float8,
         nullif(coalesce((usage->>'input_tokens')::bigint, 0) + coalesce((usage->>'output_tokens')::bigint, 0), 0),
+        (usage->>'input_tokens')::bigint, (usage->>'output_tokens')::bigint, (usage->>'predict_seconds')::float8,
         to_timestamp(started_at), to_timestamp(completed_at)
     FROM ROWS FROM (jsonb_to_recordset(%s)
         AS (id uuid, task_id uuid, attempt int, provider text, external_id text, status text, input jsonb,
@@ -94,6 +96,9 @@ PUT_PREDICTIONS: LiteralString = """
         error_message = coalesce(excluded.error_message, p.error_message),
         cost_estimate = coalesce(excluded.cost_estimate, p.cost_estimate),
         tokens = coalesce(excluded.tokens, p.tokens),
+        input_tokens = coalesce(excluded.input_tokens, p.input_tokens),
+        output_tokens = coalesce(excluded.output_tokens, p.output_tokens),
+        predict_seconds = coalesce(excluded.predict_seconds, p.predict_seconds),
         provider_started_at = coalesce(excluded.provider_started_at, p.provider_started_at),
         provider_completed_at = coalesce(excluded.provider_completed_at, p.provider_completed_at),
         updated_at = now()

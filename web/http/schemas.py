@@ -52,6 +52,13 @@ _ANY_OBJECT: Schema = {"type": "object"}
 _TIME: Schema = {"type": "number", "description": "Unix time in seconds"}
 _STATUS: Schema = {"type": "string", "enum": ["queued", "processing", "completed", "failed", "cancelled"]}
 _ID: Schema = {"type": "string", "format": "uuid"}
+_DAY: Schema = {"type": "string", "format": "date", "description": "A day of UTC"}
+_FIGURES: dict[str, Schema] = {
+    "input_tokens": _nullable(_COUNT),
+    "output_tokens": _nullable(_COUNT),
+    "predict_seconds": _nullable(_NUMBER),
+    "cost": {**_nullable(_NUMBER), "description": "US dollars, by the prices of the model registry"},
+}
 
 ANSWERS: dict[str, Schema] = {
     "Acknowledgement": _object(
@@ -137,6 +144,14 @@ ANSWERS: dict[str, Schema] = {
     "Models": _object({"models": _list(_ref("Model")), "default": _nullable(_STRING)}),
     "Me": _object({"user": _STRING, "operator": _FLAG}),
     "Preferences": _ANY_OBJECT,
+    "UsageReport": _object(
+        {
+            "user": _STRING,
+            "since": _DAY,
+            "usage": _list(_object({"day": _DAY, "model": _STRING, "tasks": _COUNT, "attempts": _COUNT, **_FIGURES})),
+            "total": _object({"attempts": _COUNT, **_FIGURES}),
+        }
+    ),
     "Health": _object({"status": {"const": "ok"}}),
     "Journal": _object(
         {"up": _FLAG, "since": _TIME, "buffered": _COUNT, "bound": _COUNT, "last_error": _nullable(_STRING)}

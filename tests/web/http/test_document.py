@@ -10,12 +10,14 @@ from web.http import problems
 from web.http.openapi import describe, refusals
 from web.http.route import Route
 from web.http.routes import ROUTES
+from web.http.usage import UsageRoutes
 from web.operators.alarms import NAMES
 from web.operators.routes import Operators
 
 DOCS = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
 
-ALL = (*ROUTES, *Operators(None).routes)  # type: ignore[arg-type]  # the table alone is looked at
+# of those that stand over a store, the table alone is looked at
+ALL = (*ROUTES, *Operators(None).routes, *UsageRoutes(None).routes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("route", ALL, ids=lambda route: route.name)
