@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from _peers import peer_python
 from websockets.frames import Frame, Opcode
 
 HERE = Path(__file__).parent
@@ -302,28 +303,11 @@ OURS_ALONE = {"fanout_5000_p99_ms"}
 # --- running them ----------------------------------------------------------------------------------------------------
 
 
-def fastapi_python() -> str | None:
-    """An interpreter with FastAPI; installed once."""
-    folder = Path(sys.prefix).parent / ".venv-peers" / "fastapi"
-    python = folder / "bin" / "python"
-    try:
-        if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
-        ready = subprocess.run([str(python), "-c", "import fastapi, uvicorn"], capture_output=True, check=False)
-        if ready.returncode:
-            pip = [str(python), "-m", "pip", "install", "--quiet", *FASTAPI]
-            subprocess.run(pip, check=True, capture_output=True, timeout=300)
-    except (OSError, subprocess.SubprocessError) as problem:
-        print(f"FastAPI is left out: {problem}", file=sys.stderr)
-        return None
-    return str(python)
-
-
 def peers() -> Iterator[tuple[str, str]]:
     yield "quart", sys.executable
-    python = fastapi_python()
+    python = peer_python("fastapi", *FASTAPI)
     if python is not None:
-        yield "fastapi", python
+        yield "fastapi", str(python)
 
 
 def wanted(names: Iterable[str], chosen: list[str]) -> bool:
