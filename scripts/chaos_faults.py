@@ -68,6 +68,16 @@ class Victim:
         self._up = trio.Event()
         return await self._server.terminate(40.0)
 
+    async def leave_nothing(self) -> None:
+        """Ends what still runs, however this script ends: the server, and the PostgreSQL that may outlive it."""
+        if self._server is not None and self.alive:
+            try:
+                await self.terminate()
+            except trio.TooSlowError:
+                await self._server.kill()
+        if (postgres := self.postgres()) is not None:
+            _signal(postgres, signal.SIGKILL)
+
     @property
     def pid(self) -> int:
         assert self._server is not None

@@ -371,34 +371,41 @@ def _application_database(victim: Victim) -> str:
 
 async def run_chaos(options: argparse.Namespace, folder: Path) -> int:
     chance = random.Random(options.seed)
-    planned = plan(options.kills, chance)
     async with trio.open_nursery() as nursery:
         victim = Victim(folder / "data", nursery)
-        await victim.start()
         run = Run(victim, chance, options.posters)
-        began = trio.current_time()
-        async with trio.open_nursery() as load:
-            for _ in range(options.posters):
-                load.start_soon(post_tasks, run, load)
-            with trio.move_on_after(options.seconds) as limit:
-                await break_things(run, planned, options.pause)
-            if limit.cancelled_caught:
-                print("the time is up; the faults that are left are not made", file=sys.stderr)
-                if not victim.alive:
-                    await victim.start()
-            await trio.sleep(1.0)
-            run.over = True
-            found = Reckoning(settled_in=await come_to_rest(run, options.settle))
-            await reckon(run, found, CHECK_WITHIN)
-            await _watchers_done(run)
-            load.cancel_scope.cancel()
-        await trio.to_thread.run_sync(look_for_leftovers, run)
-        status = await victim.terminate()
-        if status != 0:
-            run.violated(f"the server ended with exit status {status} after SIGTERM")
-        report(run, found, trio.current_time() - began, options)
-        nursery.cancel_scope.cancel()
+        try:
+            await victim.start()
+            await _run(run, plan(options.kills, chance), options)
+        finally:
+            with trio.CancelScope(shield=True):
+                await victim.leave_nothing()
+            nursery.cancel_scope.cancel()
     return 1 if run.broken else 0
+
+
+async def _run(run: Run, planned: list[str], options: argparse.Namespace) -> None:
+    began = trio.current_time()
+    async with trio.open_nursery() as load:
+        for _ in range(options.posters):
+            load.start_soon(post_tasks, run, load)
+        with trio.move_on_after(options.seconds) as limit:
+            await break_things(run, planned, options.pause)
+        if limit.cancelled_caught:
+            print("the time is up; the faults that are left are not made", file=sys.stderr)
+            if not run.victim.alive:
+                await run.victim.start()
+        await trio.sleep(1.0)
+        run.over = True
+        found = Reckoning(settled_in=await come_to_rest(run, options.settle))
+        await reckon(run, found, CHECK_WITHIN)
+        await _watchers_done(run)
+        load.cancel_scope.cancel()
+    await trio.to_thread.run_sync(look_for_leftovers, run)
+    status = await run.victim.terminate()
+    if status != 0:
+        run.violated(f"the server ended with exit status {status} after SIGTERM")
+    report(run, found, trio.current_time() - began, options)
 
 
 async def _watchers_done(run: Run) -> None:
