@@ -53,6 +53,8 @@ SETTINGS = {
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
     "autovacuum_vacuum_cost_delay": "1ms",
+    "autovacuum_naptime": "5s",  # tables grow from nothing to much within seconds: plans need fresh estimates
+    "autovacuum_analyze_scale_factor": "0.05",
     "lc_messages": "C",
     "log_min_messages": "warning",
     "log_line_prefix": "",
