@@ -258,4 +258,3 @@ def spare() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
