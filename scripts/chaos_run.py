@@ -414,8 +414,9 @@ async def _watchers_done(run: Run) -> None:
         while not all(seen.ended for seen in run.watched.values()):  # noqa: ASYNC110 - nobody tells
             await trio.sleep(0.1)
     if patience.cancelled_caught:
-        waiting = [str(task_id) for task_id, seen in run.watched.items() if seen.ended is None]
-        run.violated(f"{len(waiting)} watchers never heard the end: {waiting[:5]}")
+        waiting = [(str(task_id), seen) for task_id, seen in run.watched.items() if seen.ended is None]
+        busy = run.watchers.borrowed_tokens
+        run.violated(f"{len(waiting)} watchers never heard the end ({busy} at it): {waiting[:5]}")
 
 
 def report(run: Run, found: Reckoning, seconds: float, options: argparse.Namespace) -> None:

@@ -19,6 +19,9 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, open_websocket
 
 Payload = dict[str, Any]
 
+CONNECT_WITHIN = 10.0
+"""Seconds for the handshake: a server that is killed in the middle of one leaves the client library waiting."""
+
 
 class ChannelClosed(Exception):
     """The channel or its socket ended; `event` says how (`phx_close`, `phx_error`, `socket`)."""
@@ -178,7 +181,9 @@ async def connect(
         url.replace("http", "ws", 1).rstrip("/") + "/socket/websocket?vsn=2.0.0" + (f"&{params}" if params else "")
     )
     async with (
-        open_websocket_url(f"{address}&{params}", extra_headers=headers, max_message_size=64 << 20) as ws,
+        open_websocket_url(
+            address, extra_headers=headers, max_message_size=64 << 20, connect_timeout=CONNECT_WITHIN
+        ) as ws,
         trio.open_nursery() as nursery,
     ):
         socket = PhoenixSocket(ws)
