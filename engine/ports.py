@@ -263,7 +263,7 @@ class ArtifactStore(Protocol):
         ...
 
     async def delete(self, name: str) -> None:
-        """Removes an object; a missing one is fine."""
+        """Removes an object; a missing one is fine. Raises StoreFailed."""
         ...
 
 

@@ -27,6 +27,7 @@ from persistence.embedded.server import EmbeddedServer
 from persistence.journal.journal import PostgresJournal
 from persistence.models import PostgresModelStore
 from persistence.pool import DatabaseHealth, Pool
+from persistence.removal import Removal
 from persistence.retention import Retention
 from persistence.snapshots import Snapshotter
 from persistence.store import PostgresTaskStore
@@ -73,6 +74,7 @@ class Persistence:
     users: PostgresUserStore = field(init=False)
     webhooks: WebhookStore = field(init=False)
     retention: Retention = field(init=False)
+    removal: Removal = field(init=False)
     usage: UsageStore = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -87,6 +89,7 @@ class Persistence:
         self.users = PostgresUserStore(self.pool)
         self.webhooks = WebhookStore(self.pool)
         self.retention = Retention(self.pool)
+        self.removal = Removal(self.pool)
         self.usage = UsageStore(self.pool)
 
     async def prepare(self) -> None:

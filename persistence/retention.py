@@ -1,7 +1,7 @@
-"""Archiving and deleting what is old, a bounded number of rows at a time: statements for housekeeping jobs.
+"""Archiving and forgetting what is old, a bounded number of rows at a time: statements for housekeeping jobs.
 
-A task is archived (hidden from its user's history) after one time and deleted with all that belongs to it after
-another. Each call is one short transaction; the caller goes on while there is something left.
+A task is archived (hidden from its user's history) after one time, and deleted after another (`removal`). Each call is
+one short transaction; the caller goes on while there is something left.
 """
 
 from __future__ import annotations
@@ -21,11 +21,6 @@ ARCHIVE: LiteralString = """
           AND status IN ('completed', 'failed', 'cancelled')
         ORDER BY completed_at LIMIT %s FOR UPDATE SKIP LOCKED)
 """
-DELETE: LiteralString = """
-    DELETE FROM tasks WHERE id IN (
-        SELECT id FROM tasks WHERE archived_at IS NOT NULL AND archived_at < now() - %s * interval '1 second'
-        ORDER BY archived_at LIMIT %s FOR UPDATE SKIP LOCKED)
-"""
 FORGET_DELIVERIES: LiteralString = """
     DELETE FROM webhook_events WHERE id IN (
         SELECT id FROM webhook_events WHERE processed AND created_at < now() - %s * interval '1 second' LIMIT %s)
@@ -41,10 +36,6 @@ class Retention:
     async def archive(self, older_than: float, limit: int = BATCH) -> int:
         """Hides tasks that ended more than `older_than` seconds ago."""
         return await self._run(ARCHIVE, older_than, limit)
-
-    async def delete(self, archived_for: float, limit: int = BATCH) -> int:
-        """Deletes tasks that were archived more than `archived_for` seconds ago, with events, outputs, predictions."""
-        return await self._run(DELETE, archived_for, limit)
 
     async def forget_deliveries(self, older_than: float, limit: int = BATCH) -> int:
         """Deletes processed webhook deliveries; longer than any sender repeats them, else they would count as new."""

@@ -1,4 +1,4 @@
-"""What users' tasks have used, by day and model, from the rows of their attempts.
+"""What users' tasks have used, by day and model: from the rows of their attempts, and what deleted ones left behind.
 
 A day is one of UTC, and an attempt belongs to the day on which it ended (or began, while it runs). May import psycopg.
 """
@@ -26,11 +26,20 @@ ATTEMPTS: LiteralString = """
       AND coalesce(t.completed_at, 'infinity')
           >= (%(since)s::date - 1)::timestamp AT TIME ZONE 'UTC'
 """
+LIVING: LiteralString = f"""
+    SELECT day, model, count(DISTINCT task_id) AS tasks, count(*) AS attempts, sum(input_tokens) AS input_tokens,
+        sum(output_tokens) AS output_tokens, sum(predict_seconds) AS predict_seconds, sum(cost_estimate) AS cost
+    FROM ({ATTEMPTS}) attempts GROUP BY day, model
+"""
+DELETED: LiteralString = """
+    SELECT day, model, tasks, attempts, input_tokens, output_tokens, predict_seconds, cost FROM usage_of_deleted
+    WHERE user_id = (SELECT id FROM users WHERE external_id = %(user)s) AND day >= %(since)s
+"""
 BY_DAY: LiteralString = f"""
-    SELECT day, model, count(DISTINCT task_id) AS tasks, count(*) AS attempts,
+    SELECT day, model, sum(tasks)::bigint AS tasks, sum(attempts)::bigint AS attempts,
         sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens,
-        sum(predict_seconds) AS predict_seconds, sum(cost_estimate) AS cost
-    FROM ({ATTEMPTS}) attempts GROUP BY day, model ORDER BY day DESC, model
+        sum(predict_seconds) AS predict_seconds, sum(cost) AS cost
+    FROM ({LIVING} UNION ALL {DELETED}) used GROUP BY day, model ORDER BY day DESC, model
 """
 
 

@@ -58,11 +58,12 @@ from web.backends import LOCAL_SLOTS, Backends, artifacts, backends
 from web.channels.house import ChannelHouse
 from web.channels.routes import application_router
 from web.endpoint import Endpoint, EndpointSettings
-from web.housekeeping import HOUSEKEEPING, crons, retention_handler
+from web.housekeeping import HOUSEKEEPING, Sweeper, crons, retention_handler
 from web.http.app import Application as HttpApplication
 from web.http.app import create_app
 from web.http.artifacts import serve_folder
 from web.http.house import House, Limits
+from web.http.removal import RemovalRoutes
 from web.http.usage import UsageRoutes
 from web.http.webhooks import CogWebhooks, ReplicateWebhooks, proof
 from web.operators.doors import Doors
@@ -87,6 +88,7 @@ class Application:
     secret: bytes = field(init=False, repr=False)
     persistence: Persistence = field(init=False)
     backends: Backends = field(init=False)
+    sweeper: Sweeper = field(init=False)
     routing: Routing = field(init=False)
     runtime: Runtime = field(init=False)
     queues: Queues = field(init=False)
@@ -118,7 +120,10 @@ class Application:
         self.secret = _kept(settings.data_dir / "secret.key", lambda: token_bytes(32))
         self.backends = backends(settings, self._webhook_url, persistence.store.knows_prediction)
         store, signer = artifacts(settings, self.secret)
-        handlers: dict[str, JobHandler] = {HOUSEKEEPING: retention_handler(persistence.retention, settings)}
+        self.sweeper = Sweeper(persistence.removal, store)
+        handlers: dict[str, JobHandler] = {
+            HOUSEKEEPING: retention_handler(persistence.retention, self.sweeper, settings)
+        }
         self.queues = Queues(
             PostgresJobStore(persistence.pool),
             handlers,
@@ -159,7 +164,11 @@ class Application:
             limits=Limits(body=settings.max_body_bytes),
         )
         self.operators = Operators(self.queues, __version__)
-        more = [*self.operators.routes, *UsageRoutes(self.persistence.usage).routes]
+        more = [
+            *self.operators.routes,
+            *UsageRoutes(self.persistence.usage).routes,
+            *RemovalRoutes(self.sweeper).routes,
+        ]
         if self.backends.replicate:
             webhook_secrets = settings.replicate_webhook_secrets.split(",")
             more.append(ReplicateWebhooks(self.backends.replicate, self.persistence.webhooks, webhook_secrets).route)

@@ -51,6 +51,8 @@ class Settings:
     snapshot_interval: float = 5.0
     retention_days: float = 0.0
     """Finished tasks older than this are archived; 0 keeps them."""
+    delete_after_days: float = 0.0
+    """Tasks that were archived so long ago are deleted with their files; 0: never."""
     gcs_bucket: str = ""
     """Empty: outputs are kept in a folder of `data_dir`."""
 

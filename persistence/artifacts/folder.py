@@ -38,8 +38,11 @@ class FolderStore:
         return self._signer.link(name, expires_in)
 
     async def delete(self, name: str) -> None:
-        """Removes an object and the folders it leaves empty; a missing one is fine."""
-        await trio.to_thread.run_sync(self._delete, self.path(name))
+        """Removes an object and the folders it leaves empty; a missing one is fine. Raises StoreFailed."""
+        try:
+            await trio.to_thread.run_sync(self._delete, self.path(name))
+        except OSError as problem:
+            raise StoreFailed(f"{name}: {problem.strerror}") from problem
 
     def path(self, name: str) -> Path:
         """Where an object is. Raises BadName for one that would leave the folder."""

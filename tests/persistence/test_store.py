@@ -13,6 +13,7 @@ from engine.tasks.state import Status
 from persistence.journal.journal import PostgresJournal
 from persistence.models import PostgresModelStore
 from persistence.pool import Pool
+from persistence.removal import Removal
 from persistence.retention import Retention
 from persistence.store import PostgresTaskStore, read_cursor, write_cursor
 from persistence.users import PostgresUserStore
@@ -210,6 +211,7 @@ async def test_old_tasks_are_archived_then_deleted_with_all_that_is_theirs(
     assert await retention.archive(older_than=0) == 1
     assert [task.id for task in (await store.history("ada")).tasks] == [running.task_id]
     assert await store.load(old.task_id) == old.state
-    assert await retention.delete(archived_for=3600) == 0
-    assert await retention.delete(archived_for=0) == 1
+    removal = Removal(database)
+    assert await removal.delete_archived(archived_for=3600) == 0
+    assert await removal.delete_archived(archived_for=0) == 1
     assert await store.events(old.task_id) == ()

@@ -54,6 +54,7 @@ KNOWN: dict[str, Kind] = {
     "task_exists": Kind(409, "The task exists already"),
     "idempotency_conflict": Kind(409, "The key was used for something else"),
     "not_failed": Kind(409, "Only a failed task can be retried"),
+    "not_over": Kind(409, "The task is not over"),
     "terminal": Kind(409, "The task is over"),
     "conflict": Kind(409, "Something else was first"),
     "name_taken": Kind(409, "The name is taken"),

@@ -1,0 +1,139 @@
+"""Deleting tasks with all that is theirs, and outputs that have expired: rows at once, files soon after.
+
+One statement deletes the rows and notes the files that they named in `objects_to_delete`; whoever deletes a file then
+crosses it off. A crash in between leaves a note, never a file that nobody knows of. What the attempts used is kept as
+bare figures, so that deleting a task lowers no bill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, LiteralString
+from uuid import UUID
+
+from attrs import define
+
+from persistence.pool import Pool
+
+BATCH = 1000
+
+ONE: LiteralString = """
+    SELECT id, user_id, model, job_id FROM tasks
+    WHERE id = %(task)s AND status IN ('completed', 'failed', 'cancelled') FOR UPDATE
+"""
+# One that was archived and then tried again is let alone.
+ARCHIVED: LiteralString = """
+    SELECT id, user_id, model, job_id FROM tasks
+    WHERE archived_at IS NOT NULL AND archived_at < now() - %(seconds)s * interval '1 second'
+      AND status IN ('completed', 'failed', 'cancelled')
+    ORDER BY archived_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+"""
+
+# Deliveries stay, emptied: their ids are how a repetition is known.
+REMOVE: LiteralString = """
+    attempts AS MATERIALIZED (
+        SELECT d.user_id, d.model, p.*,
+            (coalesce(provider_completed_at, provider_started_at, created_at) AT TIME ZONE 'UTC')::date AS day
+        FROM doomed d JOIN predictions p ON p.task_id = d.id
+    ), counted AS (
+        INSERT INTO usage_of_deleted AS u
+            (user_id, day, model, tasks, attempts, input_tokens, output_tokens, predict_seconds, cost)
+        SELECT user_id, day, model, count(DISTINCT task_id), count(*), sum(input_tokens), sum(output_tokens),
+            sum(predict_seconds), sum(cost_estimate)
+        FROM attempts GROUP BY user_id, day, model ORDER BY user_id, day, model
+        ON CONFLICT (user_id, day, model) DO UPDATE SET
+            tasks = u.tasks + excluded.tasks, attempts = u.attempts + excluded.attempts,
+            input_tokens = coalesce(u.input_tokens + excluded.input_tokens, u.input_tokens, excluded.input_tokens),
+            output_tokens =
+                coalesce(u.output_tokens + excluded.output_tokens, u.output_tokens, excluded.output_tokens),
+            predict_seconds =
+                coalesce(u.predict_seconds + excluded.predict_seconds, u.predict_seconds, excluded.predict_seconds),
+            cost = coalesce(u.cost + excluded.cost, u.cost, excluded.cost), updated_at = now()
+    ), noted AS (
+        INSERT INTO objects_to_delete (name)
+        SELECT name FROM (
+            SELECT o.object_name AS name FROM doomed d JOIN outputs o ON o.task_id = d.id
+            UNION
+            SELECT e.payload->'output'->>'object_name' FROM doomed d
+            JOIN task_events e ON e.task_id = d.id AND e.type = 'output_stored'
+        ) known
+        WHERE name <> '' ORDER BY name
+        ON CONFLICT DO NOTHING RETURNING name
+    ), emptied AS (
+        UPDATE webhook_events w SET
+            payload = '{}', processed = true, processed_at = coalesce(w.processed_at, now()), updated_at = now()
+        FROM attempts a
+        WHERE w.prediction_external_id = a.external_id AND (w.task_id = a.task_id OR w.task_id IS NULL)
+    ), unlisted AS (
+        DELETE FROM jobs j USING doomed d
+        WHERE j.id = d.job_id AND j.state IN ('completed', 'cancelled', 'discarded')
+    ), gone AS (
+        DELETE FROM tasks t USING doomed d WHERE t.id = d.id RETURNING t.id
+    )
+    SELECT (SELECT count(*) FROM gone), (SELECT coalesce(array_agg(name), '{}') FROM noted)
+"""
+EXPIRE: LiteralString = """
+    WITH expired AS (
+        DELETE FROM outputs WHERE id IN (
+            SELECT id FROM outputs WHERE expires_at < now() ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED)
+        RETURNING object_name
+    ), noted AS (
+        INSERT INTO objects_to_delete (name)
+        SELECT DISTINCT object_name FROM expired WHERE object_name <> '' ORDER BY 1 ON CONFLICT DO NOTHING
+    )
+    SELECT count(*) FROM expired
+"""
+DUE: LiteralString = "SELECT name FROM objects_to_delete WHERE due_at <= now() ORDER BY due_at LIMIT %s"
+CROSS_OFF: LiteralString = "DELETE FROM objects_to_delete WHERE name = ANY(%s)"
+# A store that fails is asked again after 2, 4, 8, … minutes, at most a day.
+PUT_OFF: LiteralString = """
+    UPDATE objects_to_delete SET failures = failures + 1, updated_at = now(),
+        due_at = now() + least(interval '1 day', interval '1 minute' * 2 ^ least(failures + 1, 20))
+    WHERE name = ANY(%s)
+"""
+
+
+@define(eq=False)
+class Removal:
+    """Every method raises StorageDown when the database is away."""
+
+    pool: Pool
+
+    async def delete(self, task_id: UUID) -> tuple[str, ...] | None:
+        """Deletes a task that is over; the names of its files, which are noted. None: not there, or not over."""
+        count, names = await self._remove(ONE, {"task": task_id})
+        return names if count else None
+
+    async def delete_archived(self, archived_for: float, limit: int = BATCH) -> int:
+        """Deletes tasks that were archived more than `archived_for` seconds ago; how many. Their files are noted."""
+        count, _ = await self._remove(ARCHIVED, {"seconds": archived_for, "limit": limit})
+        return count
+
+    async def expire(self, limit: int = BATCH) -> int:
+        """Deletes the rows of outputs whose time is over; how many. Their files are noted."""
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(EXPIRE, (limit,))
+            ((count,),) = await cursor.fetchall()
+        return int(count)
+
+    async def due(self, limit: int = BATCH) -> tuple[str, ...]:
+        """Names of files that are to be deleted now."""
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(DUE, (limit,))
+            return tuple([row[0] for row in await cursor.fetchall()])
+
+    async def cross_off(self, names: Sequence[str]) -> None:
+        """These files are gone."""
+        async with self.pool.connection() as connection:
+            await connection.execute(CROSS_OFF, (list(names),))
+
+    async def put_off(self, names: Sequence[str]) -> None:
+        """These files could not be deleted now."""
+        async with self.pool.connection() as connection:
+            await connection.execute(PUT_OFF, (list(names),))
+
+    async def _remove(self, which: LiteralString, wanted: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(f"WITH doomed AS MATERIALIZED ({which}), {REMOVE}", wanted)
+            ((count, names),) = await cursor.fetchall()
+        return count, tuple(names)
