@@ -42,6 +42,7 @@ from engine.otp import (
     Start,
     init_ack,
 )
+from engine.outputs import Limits as OutputLimits
 from engine.outputs import Outputs
 from engine.ports import ArtifactStore, StorageDown
 from engine.routing import Routing
@@ -147,7 +148,11 @@ class Application:
             users=persistence.users,
             artifacts=store,
             providers=self.routing.routed(),
-            outputs=Outputs(store, self.backends.fetchers),
+            outputs=Outputs(
+                store,
+                self.backends.fetchers,
+                limits=OutputLimits(max_bytes=settings.max_output_bytes, max_outputs=settings.max_outputs),
+            ),
         )
         handlers[JOB_WORKER] = runner.handler(self.runtime)
         self._build_doors(store, signer)

@@ -55,6 +55,9 @@ class Settings:
     """Tasks that were archived so long ago are deleted with their files; 0: never."""
     gcs_bucket: str = ""
     """Empty: outputs are kept in a folder of `data_dir`."""
+    max_output_bytes: int = 512 * 1024 * 1024
+    max_outputs: int = 64
+    """Bounds on one output, and on how many a task may have; beyond them the task fails."""
 
     # who may come in
     jwt_secret: SecretStr = NO_SECRET

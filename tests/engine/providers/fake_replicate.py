@@ -39,6 +39,8 @@ class Script:
     output: Any = "done"
     pieces: list[str] | None = None
     error: str | None = None
+    held: bool = False
+    """Whether it goes on until `Run.finish` is set."""
 
 
 @define(eq=False)
@@ -54,6 +56,9 @@ class Run:
     error: str | None = None
     life: trio.CancelScope = field(factory=trio.CancelScope)
     over: trio.Event = field(factory=trio.Event)
+    finish: trio.Event = field(factory=trio.Event)
+    asked: trio.Event = field(factory=trio.Event)
+    """Set whenever the prediction is asked for."""
 
     def view(self) -> dict[str, Any]:
         return {
@@ -122,6 +127,8 @@ class Service:
                 run.output = script.pieces[: len(script.pieces) * step // script.steps]
                 await self._notify(run, "output")
             await self._notify(run, "logs")
+        if script.held:
+            await run.finish.wait()
         run.status, run.error = script.end, script.error
         if script.end == "succeeded":
             run.output = script.pieces if script.pieces is not None else script.output
@@ -186,6 +193,8 @@ class Service:
             return 404, {}, {"detail": "The requested resource could not be found.", "status": 404}
         if cancel:
             run.life.cancel()
+        else:
+            run.asked.set()
         return 200, {}, run.view()
 
 
