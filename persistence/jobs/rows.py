@@ -26,13 +26,15 @@ NewRow = tuple[NewJob, Lease | None]
 ChangeRow = tuple[JobChange, Lease | None]
 
 # A job joins the line behind its user's last waiting job, and not before the one being served
-# (engine.jobs.fairness.next_turn); its neighbours of the same user in this statement take the turns after it.
+# (engine.jobs.fairness.next_turn). Each lookup reads one end of an index, and is written so that no stale plan makes it
+# a scan. Its neighbours of the same user in this statement take the turns after it.
 TURNS: LiteralString = """
     SELECT k.queue, k.priority, k.user_key, greatest(
-        coalesce((SELECT min(turn) FROM jobs WHERE state = 'available'
-                  AND queue = k.queue AND priority = k.priority), 0),
-        coalesce((SELECT max(turn) + 1 FROM jobs WHERE state = 'available'
-                  AND queue = k.queue AND priority = k.priority AND user_key = k.user_key), 0)) AS first
+        coalesce((SELECT turn FROM jobs WHERE state = 'available'
+                  AND queue = k.queue AND priority = k.priority ORDER BY turn LIMIT 1), 0),
+        coalesce((SELECT turn + 1 FROM jobs WHERE state = 'available'
+                  AND queue = k.queue AND priority = k.priority AND user_key = k.user_key
+                  ORDER BY turn DESC LIMIT 1), 0)) AS first
     FROM (SELECT DISTINCT queue, priority, user_key FROM joining) AS k
 """
 

@@ -38,6 +38,7 @@ CREATE TABLE jobs (
 ) WITH (
     fillfactor = 85,
     autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_analyze_scale_factor = 0.05,
     autovacuum_vacuum_cost_limit = 2000,
     autovacuum_vacuum_cost_delay = 1
 );
