@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attrs import field, frozen
-from engine.runtime import Runtime
 
 from engine.errors import UserError
+from engine.runtime import Runtime
 
 
 def _open() -> bool:
