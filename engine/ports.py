@@ -7,6 +7,7 @@ these once, in `web.application`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -237,6 +238,12 @@ class UserStore(Protocol):
     async def preferences(self, user: str) -> dict[str, Any]: ...
 
     async def put_preferences(self, user: str, preferences: dict[str, Any]) -> None: ...
+
+
+class Spending(Protocol):
+    async def spent_on(self, user: str, day: date) -> float:
+        """US dollars that the user's attempts which ended on this day of UTC cost. Raises StorageDown."""
+        ...
 
 
 # --- artifacts ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from engine.otp import Registry
 from engine.outputs import Outputs
 from engine.ports import ArtifactStore, Journal, Snapshots, TaskStore, UserStore
 from engine.providers.protocol import Provider
+from engine.tasks.budget import Budgets
 from engine.tasks.stash import Stash
 
 TASKS = "tasks"
@@ -62,4 +63,5 @@ class Runtime:
     providers: Mapping[str, Provider]
     outputs: Outputs
     stash: Stash = field(factory=Stash)
+    budgets: Budgets = field(factory=Budgets)
     clock: Callable[[], float] = unix_time

@@ -1,6 +1,7 @@
 """What users' tasks have used, by day and model: from the rows of their attempts, and what deleted ones left behind.
 
-A day is one of UTC, and an attempt belongs to the day on which it ended (or began, while it runs). May import psycopg.
+A day is one of UTC, and an attempt belongs to the day on which it ended (or began, while it runs).
+Implements `engine.ports.Spending`. May import psycopg.
 """
 
 from __future__ import annotations
@@ -71,3 +72,7 @@ class UsageStore:
             cursor = connection.cursor(row_factory=class_row(DayOfUse))
             await cursor.execute(BY_DAY, {"user": user, "since": first})
             return tuple(await cursor.fetchall())
+
+    async def spent_on(self, user: str, day: date) -> float:
+        """US dollars that the user's attempts which ended on this day cost."""
+        return sum(used.cost or 0.0 for used in await self.since(user, day) if used.day == day)

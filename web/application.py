@@ -48,6 +48,7 @@ from engine.ports import ArtifactStore, StorageDown
 from engine.routing import Routing
 from engine.runtime import Runtime
 from engine.tasks import recovery, runner
+from engine.tasks.budget import Budgets
 from engine.tasks.decide import JOB_WORKER
 from persistence.artifacts import FolderStore, LinkSigner
 from persistence.database import DatabaseUnreachable, FolderError, Persistence, PersistenceSettings
@@ -148,6 +149,7 @@ class Application:
             users=persistence.users,
             artifacts=store,
             providers=self.routing.routed(),
+            budgets=Budgets(settings.daily_budget, persistence.usage),
             outputs=Outputs(
                 store,
                 self.backends.fetchers,

@@ -80,6 +80,8 @@ class Settings:
     max_frame_bytes: int = 1_000_000
     max_queued: int = 10_000
     max_queued_per_user: int = 2_000
+    daily_budget: float = 0.0
+    """US dollars a user and day of UTC, beyond which new tasks are refused; 0: none."""
     concurrency: int = 256
     """Attempts that run at once in this process, over all models."""
 

@@ -29,15 +29,22 @@ async def accept(runtime: Runtime, new: NewTask) -> Accepted:
     """Makes a task of a wish and waits until it is safe, or says that it is not.
 
     Raises:
-        UserError: `unknown_model`, `inactive_model`, `invalid_input`, `over_capacity`, `over_quota`, `task_exists`,
-            `unauthorized` (the id is another user's), `idempotency_conflict`, `timeout`.
+        UserError: `unknown_model`, `inactive_model`, `invalid_input`, `over_capacity`, `over_quota`, `over_budget`,
+            `task_exists`, `unauthorized` (the id is another user's), `idempotency_conflict`, `timeout`.
         JournalFull: the database is away, and memory is full or (in strict mode) not enough.
+        StorageDown: over the budget, the database is away, and only there may the idempotency key be known.
     """
     began = perf_counter()
     fitted = runtime.models.fit(new.model, new.input)
     birth = birth_of(new, fitted)
     if new.id is not None and new.id in runtime.stash:
         raise await _exists(runtime, new)
+    try:
+        await runtime.budgets.check(new.user)
+    except UserError:
+        if (made := await _made_before(runtime, new)) is None:
+            raise
+        return await _same(runtime, made, birth)
     estimate = runtime.queues.admit(birth.queue, new.user, birth.priority)
     entry = decide.create(new.id or new_id(), birth, runtime.clock())
     live = delivery.unborn(runtime, entry)
@@ -89,6 +96,14 @@ async def _exists(runtime: Runtime, new: NewTask) -> UserError:
     if task is not None and task.user != new.user:
         return UserError("unauthorized", "This id is not yours to use.")
     return UserError("task_exists", "There is a task of this id already.")
+
+
+async def _made_before(runtime: Runtime, new: NewTask) -> TaskState | None:
+    """The task of the idempotency key: to answer it again costs nothing. Raises StorageDown."""
+    if new.idempotency_key is None:
+        return None
+    task_id = await runtime.store.by_idempotency_key(new.user, new.idempotency_key)
+    return None if task_id is None else await lookup.find(runtime, task_id)
 
 
 def _found(task: TaskState | None) -> TaskState:

@@ -177,11 +177,12 @@ async def retry(runtime: Runtime, task_id: UUID, actor: Actor = Actor.USER) -> T
     """Gives a failed task a new job, and with it new attempts.
 
     Raises:
-        UserError: `unknown_task`, `not_failed`, `over_capacity`, `over_quota`, `timeout`.
+        UserError: `unknown_task`, `not_failed`, `over_capacity`, `over_quota`, `over_budget`, `timeout`.
         StorageDown
     """
     task = await _known(runtime, task_id)
     _only_failed(task)
+    await runtime.budgets.check(task.user)
     runtime.queues.admit(task.queue, task.user, task.priority)
     server = whereis(runtime, task_id)
     if server is not None:

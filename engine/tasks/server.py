@@ -254,7 +254,9 @@ class TaskServer(GenServer[Live]):
 
     def _ended(self, live: Live, entry: Entry, stop: str | None = None) -> Live:
         """The attempt is over, or the task; the worker is let go, or stopped when it does not know yet."""
-        rules.count_end(entry, live.worker.run if live.worker else None)
+        run = live.worker.run if live.worker else None
+        rules.count_end(entry, run)
+        self.runtime.budgets.add(live.task.user, run.usage if run else None)
         live = delivery.submit(self.runtime, live, entry)
         return _stopped(live, stop) if stop else _let_go(live)
 

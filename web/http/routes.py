@@ -48,6 +48,7 @@ CREATE = Route(
         "over_budget",
         "draining",
         "journal_full",
+        "storage_down",
         "timeout",
     ),
 )
@@ -98,6 +99,7 @@ ROUTES: tuple[Route, ...] = (
             "conflict",
             "over_capacity",
             "over_quota",
+            "over_budget",
             "journal_full",
             "storage_down",
             "timeout",

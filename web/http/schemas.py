@@ -148,6 +148,7 @@ ANSWERS: dict[str, Schema] = {
         {
             "user": _STRING,
             "since": _DAY,
+            "daily_budget": _nullable(_NUMBER),
             "usage": _list(_object({"day": _DAY, "model": _STRING, "tasks": _COUNT, "attempts": _COUNT, **_FIGURES})),
             "total": _object({"attempts": _COUNT, **_FIGURES}),
         }

@@ -49,7 +49,8 @@ class UsageRoutes:
         user = owner(ask, ask.query.get("user"))
         days = bounded_int(ask.query.get("days"), "days", 30, 1, MOST_DAYS)
         first = first_day(house.runtime.clock(), days)
-        return json(report(user, first, await self.store.since(user, first)))
+        used = await self.store.since(user, first)
+        return json(report(user, first, used, house.runtime.budgets.daily))
 
 
 def first_day(now: float, days: int) -> date:
@@ -57,10 +58,16 @@ def first_day(now: float, days: int) -> date:
     return datetime.fromtimestamp(now, UTC).date() - timedelta(days=days - 1)
 
 
-def report(user: str, first: date, used: Iterable[DayOfUse]) -> dict[str, Any]:
+def report(user: str, first: date, used: Iterable[DayOfUse], daily_budget: float = 0.0) -> dict[str, Any]:
     """The answer's body."""
     rows = [asdict(row) | {"day": row.day.isoformat()} for row in used]
-    return {"user": user, "since": first.isoformat(), "usage": rows, "total": total(rows)}
+    return {
+        "user": user,
+        "since": first.isoformat(),
+        "daily_budget": daily_budget or None,
+        "usage": rows,
+        "total": total(rows),
+    }
 
 
 def total(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
