@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from uuid import uuid4
 
 import psycopg
+from attrs import evolve
 
 from engine.ports import PredictionChange
 from engine.tasks.events import Completed, Started, Usage
@@ -66,6 +67,20 @@ async def test_a_figure_that_nobody_told_is_none_and_a_running_attempt_counts(
     await journal.write(story.begin())
     await journal.write(story.then(Started("p", "m"), attempt=1, predictions=(attempt(story, 1, NOON, None, False),)))
     assert await UsageStore(database).since("ada", DAY) == (DayOfUse(DAY, "simulate", 1, 1, None, None, None, None),)
+
+
+async def test_an_attempt_that_was_written_before_the_call_takes_its_figures_at_its_end(
+    database: Pool, journal: PostgresJournal
+) -> None:
+    story = Story()
+    await journal.write(story.begin())
+    intent = attempt(story, 1, NOON, None, ended=False)
+    await journal.write(story.then(Started("p", "m"), attempt=1, predictions=(intent,)))
+    end = evolve(intent, completed_at=NOON, usage=Usage(3, 4, 5.0, 6.0))
+    await journal.write(story.then(Completed(1.0), predictions=(end,)))
+    assert await UsageStore(database).since("ada", DAY) == (DayOfUse(DAY, "simulate", 1, 1, 3, 4, 5.0, 6.0),)
+    assert await UsageStore(database).spent_on("ada", DAY) == 6.0
+    assert await UsageStore(database).spent_on("ada", DAY - timedelta(days=1)) == 0.0
 
 
 async def test_a_later_word_on_an_attempt_does_not_erase_what_it_used(database: Pool, journal: PostgresJournal) -> None:

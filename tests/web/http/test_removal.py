@@ -134,7 +134,26 @@ async def test_what_was_archived_long_enough_ago_is_deleted_with_its_files_by_th
         async with httpx.AsyncClient(base_url=application.endpoint.urls[0], trust_env=False) as http:
             task_id, name = await task_with_file(application, http, tmp_path / "source")
             job = retention_handler(application.persistence.retention, application.sweeper, settings)
+            assert store.path(name).exists()
             for _ in range(2):  # archived at first, deleted the next time
                 await job(None)  # type: ignore[arg-type]
             assert (await http.get(f"/api/tasks/{task_id}")).status_code == 404
         assert not store.path(name).exists()
+
+
+async def test_without_ages_the_hourly_job_deletes_the_files_of_expired_outputs_alone(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    settings = Settings(port=0, data_dir=data_dir, local_model=False)
+    async with running(settings) as application:
+        store = application.runtime.artifacts
+        assert isinstance(store, FolderStore)
+        async with httpx.AsyncClient(base_url=application.endpoint.urls[0], trust_env=False) as http:
+            _, kept = await task_with_file(application, http, tmp_path / "source")
+            expired, name = await task_with_file(application, http, tmp_path / "source")
+            async with application.persistence.pool.connection() as connection:
+                await connection.execute("UPDATE outputs SET expires_at = now() WHERE task_id = %s", (expired,))
+            job = retention_handler(application.persistence.retention, application.sweeper, settings)
+            await job(None)  # type: ignore[arg-type]
+            assert (await http.get(f"/api/tasks/{expired}")).status_code == 200
+        assert (store.path(kept).exists(), store.path(name).exists()) == (True, False)
