@@ -20,7 +20,7 @@ from engine.models.seeds import LOCAL, SIMULATE
 from engine.otp import ChildSpec, Start, Supervisor, init_ack
 from engine.outputs.fetch import Fetcher, Policy
 from engine.ports import ArtifactStore
-from engine.providers import plugins
+from engine.providers import cog_server, plugins
 from engine.providers.cog import Cog
 from engine.providers.local import Local
 from engine.providers.local_server import address, spec
@@ -94,9 +94,8 @@ def backends(settings: Settings, webhook: Callable[[UUID], str], known: Known) -
         _add_gemini(found, settings)
     if settings.replicate_api_token:
         _add_replicate(found, settings, known)
-    if settings.cog_urls:
-        found.cog = Cog(found.http, _named_urls(settings.cog_urls), webhook)
-        found.providers["cog"] = [found.cog]
+    if settings.cog_urls or settings.cog_folders:
+        _add_cog(found, settings, webhook)
     _add_plugins(found)
     return found
 
@@ -175,8 +174,24 @@ def _add_replicate(found: Backends, settings: Settings, known: Known) -> None:
     found.closing.append(fetcher.aclose)
 
 
+def _add_cog(found: Backends, settings: Settings, webhook: Callable[[UUID], str]) -> None:
+    """Servers that run elsewhere, and those that are started here."""
+    named = _named(settings.cog_folders)
+    if not all(name and folder for name, folder in named.items()):
+        raise UserError("bad_settings", "Cog folders are written as name=/path/to/model, separated by commas.")
+    models = [cog_server.cog_folder(name, Path(folder)) for name, folder in named.items()]
+    found.children += [cog_server.spec(model) for model in models]
+    servers = {**_named_urls(settings.cog_urls), **{model.name: model.url for model in models}}
+    found.cog = Cog(found.http, servers, webhook, ours=named)
+    found.providers["cog"] = [found.cog]
+
+
+def _named(text: str) -> dict[str, str]:
+    return dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
+
+
 def _named_urls(text: str) -> dict[str, str]:
-    named = dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
+    named = _named(text)
     if not all(name and url.startswith(("http://", "https://")) for name, url in named.items()):
         raise UserError("bad_settings", "Cog servers are written as name=http://host:port, separated by commas.")
     return named

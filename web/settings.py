@@ -100,6 +100,8 @@ class Settings:
     replicate_webhook_secrets: SecretStr = NO_SECRET
     cog_urls: str = ""
     """Cog model servers: `name=http://host:port`, separated by commas."""
+    cog_folders: str = ""
+    """Cog models that are served from here: `name=/path/to/model`, separated by commas."""
 
     # how it lives and dies
     shutdown_timeout: float = 15.0

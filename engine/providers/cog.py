@@ -7,7 +7,7 @@ takes as many predictions as it has slots, and refuses the next: that costs no a
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 from uuid import UUID
@@ -47,7 +47,8 @@ class Trouble(Exception):
 
 class Cog:
     """The provider. `servers`: base URLs by the name that models have as their slug. `webhook`: the URL at which an
-    attempt's deliveries reach this process, told when it is asked for, since a port may be chosen late."""
+    attempt's deliveries reach this process, told when it is asked for, since a port may be chosen late. `ours`: names
+    of servers that are started here; one of those that does not answer yet is starting, which costs no attempt."""
 
     name = "cog"
 
@@ -57,8 +58,10 @@ class Cog:
         servers: Mapping[str, str],
         webhook: Callable[[UUID], str],
         patience: Patience | None = None,
+        ours: Collection[str] = (),
     ) -> None:
         self._http = http
+        self._ours = frozenset(ours)
         self._servers = {name: url.rstrip("/") for name, url in servers.items()}
         self._webhook = webhook
         self._patience = patience or Patience()
@@ -74,7 +77,8 @@ class Cog:
             try:
                 prediction = await self._put(server, request)
             except Trouble as trouble:
-                yield trouble.failed
+                starting = request.slug in self._ours and trouble.failed.code == "provider_unreachable"
+                yield _starting() if starting else trouble.failed
                 return
             async with aclosing(self._told(server, request, prediction, waiting)) as events:
                 async for event in events:
@@ -178,13 +182,17 @@ def _refusal(answer: httpx.Response) -> Failed:
             words, action = "The model server has no free slot.", "It is tried again by itself."
             return Failed(FailureKind.UNAVAILABLE, "provider_busy", words, action, BUSY_AGAIN)
         case 503:
-            words, action = "The model server is still starting.", "It is tried again by itself."
-            return Failed(FailureKind.UNAVAILABLE, "provider_starting", words, action, STARTING_AGAIN)
+            return _starting()
         case 400 | 422:
             return Failed(FailureKind.INVALID_INPUT, "invalid_input", _details(answer), "Change the input.")
         case status:
             words = f"The model server answered {status}."
             return Failed(FailureKind.RETRYABLE, "provider_error", words, "It is tried again by itself.")
+
+
+def _starting() -> Failed:
+    words, action = "The model server is still starting.", "It is tried again by itself."
+    return Failed(FailureKind.UNAVAILABLE, "provider_starting", words, action, STARTING_AGAIN)
 
 
 def _details(answer: httpx.Response) -> str:
