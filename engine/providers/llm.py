@@ -13,7 +13,7 @@ import trio
 
 from engine.providers.failures import failed
 from engine.providers.protocol import Failed, FailureKind, Finished, Progress, ProviderEvent, ProviderRequest, TextDelta
-from engine.providers.streaming import Deadlines, silent
+from engine.providers.streaming import Deadlines, new_percent, silent
 
 Explain = Callable[[Exception], Failed | None]
 
@@ -44,7 +44,8 @@ async def watched(
                 return
             if isinstance(event, TextDelta):
                 seconds = deadlines.between_tokens
-                yield shown.more()
+                if (progress := shown.more()) is not None:
+                    yield progress
 
 
 class _Shown:
@@ -55,8 +56,10 @@ class _Shown:
         self._limit = limit if isinstance(limit, int) and limit > 0 else 1024
         self._pieces = 0
 
-    def more(self) -> Progress:
+    def more(self) -> Progress | None:
         self._pieces += 1
+        if not new_percent(self._pieces, self._limit):
+            return None
         return Progress(min(0.99, self._pieces / self._limit), step=f"{self._pieces} tokens")
 
 

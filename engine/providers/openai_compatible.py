@@ -26,7 +26,7 @@ from engine.providers.protocol import (
     UsageReported,
 )
 from engine.providers.sse import ServerSentEvent
-from engine.providers.streaming import Deadlines, Problem, server_sent_events
+from engine.providers.streaming import Deadlines, Problem, new_percent, server_sent_events
 from engine.tasks.events import Usage
 
 PASSED_ON = (
@@ -135,7 +135,7 @@ class _Stream:
             if choice.delta.content:
                 self._tokens += 1
                 yield TextDelta(choice.delta.content)
-                if self._limit:
+                if self._limit and new_percent(self._tokens, self._limit):
                     yield Progress(min(1.0, self._tokens / self._limit), step=f"{self._tokens} tokens")
         if chunk.usage is not None:
             yield UsageReported(Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens))
