@@ -176,7 +176,11 @@ class PostgresTaskStore:
         query += " ORDER BY t.priority, t.created_at, t.id LIMIT %(limit)s"
         async with self.pool.connection() as connection:
             cursor = await connection.execute(query, wanted)
-            return tuple(await _replay(connection, [_start(*row) for row in await cursor.fetchall()]))
+            starts: list[Start] = []
+            while rows := await cursor.fetchmany(AT_ONCE):
+                starts += [_start(*row) for row in rows]
+                await trio.lowlevel.checkpoint()
+            return tuple(await _replay(connection, starts))
 
     async def ahead(self, known: Mapping[UUID, int]) -> tuple[UUID, ...]:
         """Those of these tasks, each with the last seq that is known here, whose log goes on: by another server."""
