@@ -159,7 +159,9 @@ async def tokens(server: ServerProcess, http: HttpClient, streams: int) -> None:
             await trio.sleep(WINDOW)
             used, took = cpu(server.process) - used, time.monotonic() - began
             frames = sum(stream.frames for stream in seen) - frames
-            assert not any(stream.sent for stream in seen), "the machine does not bear so many streams: one ended before the window did"
+            assert not any(stream.sent for stream in seen), (
+                "the machine does not bear so many streams: one ended before the window did"
+            )
     late = statistics.median(each.last - each.sent - (count - 1) / RATE for each in seen)
     told = streams * RATE * took
     more = {"streams": streams, "frames_per_token": frames / told, "core_share": used / took}
