@@ -15,8 +15,7 @@ from engine.errors import UserError
 from engine.providers.cog_server import cog_folder, live_once
 from scripts.http_client import HttpClient, http_client
 from scripts.server import launch
-from tests.real.clients.clients import python_with
-from tests.real.cog.servers import COG, MODELS
+from tests.real.cog.servers import MODELS, cog_python
 
 pytestmark = pytest.mark.real
 ROW = {"name": "teller", "provider": "cog", "slug": "mine", "version": "1", "category": "text"}
@@ -25,7 +24,7 @@ ROW = {"name": "teller", "provider": "cog", "slug": "mine", "version": "1", "cat
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model's folder as its author leaves it."""
-    environment = python_with(COG).parents[1]
+    environment = cog_python().parents[1]
     (tmp_path / ".venv").symlink_to(environment)
     (tmp_path / "teller.py").write_text((MODELS / "teller.py").read_text())
     (tmp_path / "cog.yaml").write_text('build:\n  python_version: "3.11"\npredict: "teller.py:Predictor"\n')
