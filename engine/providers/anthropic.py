@@ -12,7 +12,7 @@ from typing import Any
 import anthropic
 
 from engine.providers.failures import classify, failed
-from engine.providers.llm import retry_after, turns, watched
+from engine.providers.llm import chosen, retry_after, turns, watched
 from engine.providers.protocol import (
     Failed,
     FailureKind,
@@ -77,7 +77,7 @@ class Anthropic:
 def body(request: ProviderRequest) -> dict[str, Any]:
     """The request: a limit is obligatory here, so there is always one."""
     system, messages = turns(request)
-    options = {name: request.input[name] for name in PASSED_ON if request.input.get(name) is not None}
+    options = chosen(request, PASSED_ON)
     if system:
         options["system"] = system
     limit = request.input.get("max_tokens") or 1024

@@ -6,8 +6,9 @@ May import `protocol` and `failures`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from typing import Any
 
 import trio
 
@@ -80,3 +81,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, float(headers.get("retry-after") or ""))
     except ValueError:
         return None
+
+
+def chosen(request: ProviderRequest, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the input's fields that go into the service's request as they are."""
+    return {name: request.input[name] for name in names if request.input.get(name) is not None}

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 
 from engine.providers.failures import classify, failed
-from engine.providers.llm import retry_after, turns, watched
+from engine.providers.llm import chosen, retry_after, turns, watched
 from engine.providers.protocol import (
     Accepted,
     Failed,
@@ -66,7 +66,7 @@ class OpenAI:
 def body(request: ProviderRequest) -> dict[str, Any]:
     """The request; nothing of it is kept at the service."""
     system, messages = turns(request)
-    options = {name: request.input[name] for name in PASSED_ON if request.input.get(name) is not None}
+    options = chosen(request, PASSED_ON)
     if system:
         options["instructions"] = system
     if limit := request.input.get("max_tokens"):
