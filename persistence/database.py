@@ -122,7 +122,8 @@ class Persistence:
         return self.pool.health()
 
     def spec(self) -> ChildSpec:
-        """The supervisor of the embedded server (if any), the pool, the journal and the snapshotter, in this order.
+        """The supervisor of the embedded server (if any), the pool, the journal, the snapshotter and the writer of
+        deliveries, in this order.
 
         None of them crashes when the database is away; each is restarted alone when it has a fault of its own, and
         goes on with what its handle holds.
@@ -131,6 +132,7 @@ class Persistence:
             _child("pool", LAST_FLUSH, run_pool, self.pool),
             _child("journal", LAST_FLUSH, run_journal, self.journal),
             _child("snapshots", LAST_FLUSH, run_snapshots, self.snapshots),
+            _child("webhooks", 0.0, run_webhooks, self.webhooks),
         ]
         if self.server:
             children.insert(0, _child("postgres", POSTGRES_SHUTDOWN, run_server, self.server))
@@ -165,6 +167,12 @@ async def run_snapshots(snapshots: Snapshotter) -> None:
     """The snapshotter's process; a last round at its end."""
     init_ack()
     await _with_last_words(snapshots.run, snapshots.round, snapshots.pool)
+
+
+async def run_webhooks(webhooks: WebhookStore) -> None:
+    """The process that stores deliveries. At its end who waits is told to come again."""
+    init_ack()
+    await webhooks.run()
 
 
 async def _with_last_words(

@@ -23,7 +23,8 @@ ARCHIVE: LiteralString = """
 """
 FORGET_DELIVERIES: LiteralString = """
     DELETE FROM webhook_events WHERE id IN (
-        SELECT id FROM webhook_events WHERE processed AND created_at < now() - %s * interval '1 second' LIMIT %s)
+        SELECT id FROM webhook_events WHERE created_at < now() - %s * interval '1 second'
+        ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED)
 """
 
 
@@ -38,7 +39,7 @@ class Retention:
         return await self._run(ARCHIVE, older_than, limit)
 
     async def forget_deliveries(self, older_than: float, limit: int = BATCH) -> int:
-        """Deletes processed webhook deliveries; longer than any sender repeats them, else they would count as new."""
+        """Deletes deliveries older than any that a sender repeats: a younger one would count as new."""
         return await self._run(FORGET_DELIVERIES, older_than, limit)
 
     async def _run(self, statement: LiteralString, seconds: float, limit: int) -> int:

@@ -17,7 +17,6 @@ from persistence.removal import Removal
 from persistence.retention import Retention
 from persistence.store import PostgresTaskStore, read_cursor, write_cursor
 from persistence.users import PostgresUserStore
-from persistence.webhooks import Delivery, WebhookStore
 from tests.persistence.entries import Completed, Story
 from tests.postgres import Outage
 
@@ -187,16 +186,6 @@ async def test_preferences_changed_elsewhere_are_seen_after_a_while(database: Po
     assert await here.preferences("ada") == {"n": 1}
     now = 61.0
     assert await here.preferences("ada") == {"n": 2}
-
-
-async def test_a_delivery_is_stored_once_and_done_once(database: Pool) -> None:
-    webhooks = WebhookStore(database)
-    delivery = Delivery("msg_1", uuid4(), "pred", "completed", {"status": "succeeded"})
-    assert await webhooks.add(delivery)
-    assert not await webhooks.add(delivery)
-    assert await webhooks.unprocessed() == (delivery,)
-    await webhooks.processed(delivery, "replicate")
-    assert await webhooks.unprocessed() == ()
 
 
 async def test_old_tasks_are_archived_then_deleted_with_all_that_is_theirs(

@@ -20,7 +20,7 @@ from web.http.exchange import Answer
 from web.http.house import House
 from web.http.perform import Incoming, concluded, incoming, perform, refusal
 from web.http.route import Route
-from web.http.routes import CREATE, ROUTES
+from web.http.routes import ROUTES
 from web.pages.routes import routes as pages
 
 _REFUSED = {
@@ -34,15 +34,16 @@ _REFUSED = {
 
 
 class Application(QuartTrio):
-    """Quart, with a short way for the one call that must be cheap, and for browsers that ask before they send."""
+    """Quart, with a short way for the calls that must be cheap, and for browsers that ask before they send."""
 
     house: House
+    direct: dict[tuple[str, str], Route]
 
     async def asgi_app(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await super().asgi_app(scope, receive, send)
-        elif scope["method"] == CREATE.method and scope["path"] == CREATE.path:
-            await direct.serve(self.house, CREATE, scope, receive, send)
+        elif (route := self.direct.get((scope["method"], scope["path"]))) is not None:
+            await direct.serve(self.house, route, scope, receive, send)
         elif scope["method"] == "OPTIONS" and scope["path"].startswith("/api/"):
             await direct.write(send, preflight(self.house.origins, incoming(scope).headers))
         else:
@@ -57,6 +58,7 @@ def create_app(house: House, more: Iterable[Route] = (), version: str = "0.1.0")
     app.config["BODY_TIMEOUT"] = house.limits.body_timeout
     app.register_error_handler(HTTPException, _refuse)
     api = (*ROUTES, *more)
+    app.direct = {(route.method, route.path): route for route in api if route.direct}
     for route in (*api, openapi.route(api, version), *pages()):
         add_route(app, house, route)
     return app

@@ -1,4 +1,4 @@
-"""The short way of one hot call: `POST /api/tasks` straight from ASGI to its handler, past the web framework.
+"""The short way of the hot calls, `POST /api/tasks` and webhooks: straight from ASGI to handler, past the framework.
 
 Same handler, same refusals, same headers as by the long way; it saves the framework's request and response objects, its
 context and two tasks a request: 25 µs of CPU instead of 220 around the handler. `post_us` of scripts/bench sockets has

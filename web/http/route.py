@@ -25,7 +25,8 @@ class Parameter:
 @frozen
 class Route:
     """One call of the API. `path` is in Quart's notation; `refusals` are the codes of `problems.KNOWN` it can answer
-    beside those that every call can (`unauthorized`, `internal_error`, …)."""
+    beside those that every call can (`unauthorized`, `internal_error`, …). `direct`: often called, and served past the
+    web framework (`web.http.direct`); its path has no arguments."""
 
     method: str
     path: str
@@ -38,6 +39,7 @@ class Route:
     refusals: tuple[str, ...] = ()
     operator: bool = False
     open: bool = False
+    direct: bool = False
     media_type: str = "application/json"
     tag: str = "tasks"
 

@@ -35,6 +35,7 @@ CREATE = Route(
     status=202,
     body="CreateTask",
     parameters=(_KEY,),
+    direct=True,
     refusals=(
         *_BODY,
         "forbidden",

@@ -28,6 +28,7 @@ from web.http.house import House
 from web.http.route import Route
 
 EVENTS = Counter("elwift_webhook_events_total", "Webhook deliveries, by what became of them", ["result"])
+NEW, DUPLICATE = EVENTS.labels("new"), EVENTS.labels("duplicate")
 EVENT_TYPES = {"starting": "start", "processing": "output"}
 log = structlog.get_logger("elwift.webhooks")
 
@@ -50,6 +51,7 @@ class ReplicateWebhooks:
             status=204,
             refusals=("bad_signature", "stale_delivery", "invalid_json", "invalid_request", "storage_down"),
             open=True,
+            direct=True,
             tag="webhooks",
         )
 
@@ -60,10 +62,10 @@ class ReplicateWebhooks:
         task_id, attempt_id = _uuid(ask.query.get("task")), _uuid(ask.query.get("attempt"))
         delivery = _delivery(ask.headers["webhook-id"], prediction, task_id)
         new = await self._store.add(delivery)
-        EVENTS.labels("new" if new else "duplicate").inc()
+        (NEW if new else DUPLICATE).inc()
         if attempt_id is not None and not self._provider.deliveries.deliver(attempt_id, prediction):
             log.info("delivery_for_nobody", prediction=prediction.id, status=prediction.status)
-        await self._store.processed(delivery, self._provider.name)
+        self._store.done(delivery, self._provider.name)
         return Answer(status=204)
 
     def _judge(self, ask: Ask) -> None:
@@ -94,6 +96,7 @@ class CogWebhooks:
             status=204,
             refusals=("bad_signature", "invalid_json", "invalid_request", "storage_down"),
             open=True,
+            direct=True,
             tag="webhooks",
         )
 
@@ -112,8 +115,8 @@ class CogWebhooks:
     async def _keep(self, prediction: Prediction, task_id: UUID | None) -> None:
         delivery = _delivery(f"cog:{prediction.id}:{prediction.status}", prediction, task_id)
         new = await self._store.add(delivery)
-        EVENTS.labels("new" if new else "duplicate").inc()
-        await self._store.processed(delivery, self._provider.name)
+        (NEW if new else DUPLICATE).inc()
+        self._store.done(delivery, self._provider.name)
 
 
 def proof(key: bytes, attempt_id: UUID) -> str:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import trio
 from typed_settings.types import SecretStr
 
 from engine.providers.webhooks import sign
@@ -99,6 +100,9 @@ async def test_deliveries_are_judged_stored_once_and_passed_on(server: Applicati
             news = await waiting.take(5)
         assert news is not None
         assert news.terminal
+    with trio.fail_after(5):
+        while not all(processed for *_, processed in await rows(server)):
+            await trio.sleep(0.01)
     assert await rows(server) == [
         ("cog:p1:succeeded", "completed", True),
         ("msg_0", "output", True),
