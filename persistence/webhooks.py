@@ -6,6 +6,7 @@ made before the supervision tree; `run` is the body of the process that writes.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, LiteralString
@@ -20,11 +21,13 @@ from persistence.connection import TrioConnection
 from persistence.encoding import array, clean_text, to_json
 from persistence.pool import Pool
 
+log = logging.getLogger(__name__)
+
 BATCH = 256
 BATCH_BYTES = 4 * 1024 * 1024
 BOUND = 5_000
 """Deliveries that may wait; beyond them the sender is told to come again."""
-WRITE_TIMEOUT = 5.0
+WRITE_TIMEOUT = 8.0
 """Seconds after which a write that gets no answer counts as an outage."""
 
 # Both statements take rows in one order, so that servers which get the same deliveries never wait in a circle.
@@ -43,7 +46,21 @@ DONE: LiteralString = """
     UPDATE webhook_events w SET processed = true, processed_at = now(), updated_at = now()
     FROM held WHERE w.id = held.id
 """
+# A delivery may be the first word of an attempt whose request to the provider got no answer: it brings the id.
 RECEIVED: LiteralString = """
+    WITH held AS MATERIALIZED (
+        SELECT p.id, told.external_id
+        FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS told(attempt, provider, external_id)
+        JOIN predictions p ON p.id = told.attempt AND p.provider = told.provider
+        WHERE p.external_id = told.external_id OR p.external_id IS NULL AND NOT EXISTS (
+            SELECT FROM predictions o WHERE o.provider = told.provider AND o.external_id = told.external_id)
+        ORDER BY p.id FOR NO KEY UPDATE OF p
+    )
+    UPDATE predictions p SET
+        webhook_received_at = now(), external_id = coalesce(p.external_id, held.external_id), updated_at = now()
+    FROM held WHERE p.id = held.id
+"""
+RECEIVED_UNNAMED: LiteralString = """
     WITH held AS MATERIALIZED (
         SELECT p.id FROM unnest(%s::text[], %s::text[]) AS told(provider, external_id)
         JOIN predictions p ON p.provider = told.provider AND p.external_id = told.external_id
@@ -51,6 +68,7 @@ RECEIVED: LiteralString = """
     )
     UPDATE predictions p SET webhook_received_at = now(), updated_at = now() FROM held WHERE p.id = held.id
 """
+STORED: LiteralString = "SELECT payload FROM webhook_events WHERE webhook_id = %s"
 
 
 @frozen
@@ -62,6 +80,16 @@ class Delivery:
     prediction_external_id: str
     event_type: str
     payload: dict[str, Any] = field(repr=False)
+
+
+@frozen
+class Done:
+    """What is noted of a delivery that has had its effect. `attempt` is what its URL named, if anything."""
+
+    webhook_id: str
+    provider: str
+    external_id: str
+    attempt: UUID | None
 
 
 @define(eq=False)
@@ -87,8 +115,7 @@ class WebhookStore:
     bound: int = BOUND
     commits: int = field(init=False, default=0)
     _waiting: deque[Waiting] = field(init=False, factory=deque)
-    _done: dict[str, tuple[str, str]] = field(init=False, factory=dict)
-    """By webhook id: the provider and its prediction's id, for deliveries that have had their effect."""
+    _done: list[Done] = field(init=False, factory=list)
     _work: trio.Event = field(init=False, factory=trio.Event)
 
     async def add(self, delivery: Delivery) -> bool:
@@ -108,11 +135,21 @@ class WebhookStore:
             raise waiting.problem or StorageDown("the delivery was not stored in time")
         return waiting.new
 
-    def done(self, delivery: Delivery, provider: str) -> None:
-        """The delivery has had its effect: noted with the next commit. A crash before it loses the note alone."""
+    def done(self, delivery: Delivery, provider: str, attempt: UUID | None = None) -> None:
+        """The delivery has had its effect: noted with the next commit, in its row and in that of its attempt.
+
+        A crash before it loses the note alone.
+        """
         if len(self._done) < self.bound:
-            self._done[clean_text(delivery.webhook_id)] = provider, clean_text(delivery.prediction_external_id)
+            identifier, external_id = clean_text(delivery.webhook_id), clean_text(delivery.prediction_external_id)
+            self._done.append(Done(identifier, provider, external_id, attempt))
             self._work.set()
+
+    async def stored(self, webhook_id: str) -> dict[str, Any] | None:
+        """The payload of a delivery. Raises StorageDown."""
+        async with self.pool.connection() as connection:
+            row = await (await connection.execute(STORED, (clean_text(webhook_id),))).fetchone()
+        return row[0] if row else None
 
     async def run(self) -> None:
         """The body of the process: writes what waits, all of it that fits in one commit, until cancelled."""
@@ -124,11 +161,11 @@ class WebhookStore:
 
     async def _round(self) -> None:
         batch, done = self._take(), self._done
-        self._done = {}
+        self._done = []
         try:
             await self._write(batch, done)
         except StorageDown as problem:
-            self._done = {**done, **self._done}
+            self._done = [*done, *self._done]
             _fail(batch, problem)
             await self.pool.wait_up()
         finally:
@@ -142,15 +179,18 @@ class WebhookStore:
             size += len(batch[-1].row)
         return batch
 
-    async def _write(self, batch: Sequence[Waiting], done: dict[str, tuple[str, str]]) -> None:
+    async def _write(self, batch: Sequence[Waiting], done: Sequence[Done]) -> None:
         """Stores a batch; a delivery that PostgreSQL does not take fails alone. Raises StorageDown."""
         try:
             new = await self._commit(batch, done)
         except psycopg.Error as problem:
-            if len(batch) > 1:
+            if done:
+                log.warning("%d deliveries are not marked as processed: %s", len(done), problem)
+                await self._write(batch, ())
+            elif len(batch) > 1:
                 middle = len(batch) // 2
-                await self._write(batch[:middle], done)
-                await self._write(batch[middle:], {})
+                await self._write(batch[:middle], ())
+                await self._write(batch[middle:], ())
             else:
                 _fail(batch, problem)
             return
@@ -158,7 +198,7 @@ class WebhookStore:
             waiting.end(new=waiting.webhook_id in new)
             new.discard(waiting.webhook_id)  # the same delivery twice in one batch is new once
 
-    async def _commit(self, batch: Sequence[Waiting], done: dict[str, tuple[str, str]]) -> set[str]:
+    async def _commit(self, batch: Sequence[Waiting], done: Sequence[Done]) -> set[str]:
         """One transaction; the ids that were new."""
         with trio.move_on_after(WRITE_TIMEOUT):
             async with self.pool.connection(WRITE_TIMEOUT) as connection:
@@ -166,17 +206,22 @@ class WebhookStore:
                 async with connection.pipeline(), connection.transaction():
                     if batch:
                         added = await connection.execute(ADD, (array([waiting.row for waiting in batch]),))
-                    await _mark(connection, done)
+                    if done:
+                        await _mark(connection, done)
                 self.commits += 1
                 return {row[0] for row in await added.fetchall()} if added else set()
         raise StorageDown(f"deliveries could not be stored within {WRITE_TIMEOUT:.0f} s")
 
 
-async def _mark(connection: TrioConnection, done: dict[str, tuple[str, str]]) -> None:
-    if done:
-        await connection.execute(DONE, (list(done),))
-        providers, predictions = zip(*set(done.values()), strict=True)
-        await connection.execute(RECEIVED, (list(providers), list(predictions)))
+async def _mark(connection: TrioConnection, done: Sequence[Done]) -> None:
+    await connection.execute(DONE, (list({each.webhook_id for each in done}),))
+    named = {each.attempt: (each.provider, each.external_id) for each in done if each.attempt}
+    if named:
+        providers, predictions = zip(*named.values(), strict=True)
+        await connection.execute(RECEIVED, (list(named), list(providers), list(predictions)))
+    if unnamed := {(each.provider, each.external_id) for each in done if not each.attempt}:
+        providers, predictions = zip(*unnamed, strict=True)
+        await connection.execute(RECEIVED_UNNAMED, (list(providers), list(predictions)))
 
 
 def _fail(batch: Sequence[Waiting], problem: Exception) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -76,18 +76,52 @@ async def test_deliveries_that_come_together_share_commits_and_repeats_among_the
     assert await rows(database, "SELECT count(*) FROM webhook_events") == [(150,)]
 
 
+async def an_attempt(journal: PostgresJournal, external_id: str | None = None) -> UUID:
+    """A row of an attempt, as it is before or after the provider has answered."""
+    story, attempt = Story(), uuid4()
+    await journal.write(story.begin())
+    change = PredictionChange(attempt, story.task_id, 1, "replicate", "starting", external_id=external_id)
+    await journal.write(Entry(story.state, predictions=(change,)))  # type: ignore[arg-type]
+    return attempt
+
+
+HEARD = "SELECT id, external_id, webhook_received_at IS NOT NULL FROM predictions ORDER BY created_at"
+
+
+@pytest.mark.parametrize("named", [True, False])
 async def test_an_attempts_row_says_when_it_was_heard_of(
+    named: bool, database: Pool, journal: PostgresJournal, webhooks: WebhookStore
+) -> None:
+    attempt, one = await an_attempt(journal, "pred"), delivery("msg_1")
+    await webhooks.add(one)
+    webhooks.done(one, "replicate", attempt if named else None)
+    await webhooks.add(delivery("msg_2"))
+    assert await rows(database, HEARD) == [(attempt, "pred", True)]
+
+
+async def test_a_delivery_brings_an_attempt_the_id_that_it_never_heard(
     database: Pool, journal: PostgresJournal, webhooks: WebhookStore
 ) -> None:
-    story = Story()
-    await journal.write(story.begin())
-    change = PredictionChange(uuid4(), story.task_id, 1, "replicate", "starting", external_id="pred")
-    await journal.write(Entry(story.state, predictions=(change,)))  # type: ignore[arg-type]
-    one = delivery("msg_1")
+    attempt, one = await an_attempt(journal), delivery("msg_1")
     await webhooks.add(one)
-    webhooks.done(one, "replicate")
+    webhooks.done(one, "replicate", attempt)
     await webhooks.add(delivery("msg_2"))
-    assert await rows(database, "SELECT webhook_received_at IS NOT NULL FROM predictions") == [(True,)]
+    assert await rows(database, HEARD) == [(attempt, "pred", True)]
+
+
+async def test_a_delivery_changes_no_attempt_that_is_another_predictions(
+    database: Pool, journal: PostgresJournal, webhooks: WebhookStore
+) -> None:
+    mine, unheard = await an_attempt(journal, "pred"), await an_attempt(journal)
+    one, other = delivery("msg_1"), delivery("msg_2", prediction_external_id="elsewhere")
+    for each, attempt in ((one, unheard), (other, mine)):
+        await webhooks.add(each)
+        webhooks.done(each, "replicate", attempt)
+    await webhooks.add(delivery("msg_3"))
+    assert await rows(database, HEARD) == [(mine, "pred", False), (unheard, None, False)]
+    assert await rows(database, "SELECT count(*) FROM webhook_events WHERE processed") == [(2,)]
+    assert await webhooks.stored("msg_2") == {"status": "succeeded"}
+    assert await webhooks.stored("msg_9") is None
 
 
 async def test_one_that_cannot_be_stored_fails_alone(database: Pool, webhooks: WebhookStore) -> None:

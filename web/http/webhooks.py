@@ -65,7 +65,7 @@ class ReplicateWebhooks:
         (NEW if new else DUPLICATE).inc()
         if attempt_id is not None and not self._provider.deliveries.deliver(attempt_id, prediction):
             log.info("delivery_for_nobody", prediction=prediction.id, status=prediction.status)
-        self._store.done(delivery, self._provider.name)
+        self._store.done(delivery, self._provider.name, attempt_id)
         return Answer(status=204)
 
     def _judge(self, ask: Ask) -> None:
