@@ -7,7 +7,7 @@ A failure is an event, `Failed`, and ends the stream; an exception that escapes 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
@@ -52,6 +52,9 @@ class Accepted:
 
     external_id: str
     status: str = "starting"
+    repeats: int | None = None
+    """Set when this call was made although an earlier one of the same attempt had no answer: 1 when that one may have
+    been taken too, and is paid beside this; 0 when it was looked for and not found."""
 
 
 @frozen
@@ -86,7 +89,10 @@ class OutputReady:
 
 @frozen
 class UsageReported:
+    """`counts`: what else the provider counts, under its own names (`image_output_count`), for prices by such units."""
+
     usage: Usage
+    counts: Mapping[str, float] = field(factory=dict)
 
 
 CACHED = "cached"
@@ -99,6 +105,8 @@ class Finished:
 
     raw_status: str = "succeeded"
     metrics: dict[str, Any] | None = None
+    in_doubt: bool = False
+    """As with `Failed`: of a route that was left before this one worked."""
 
 
 @frozen
@@ -111,6 +119,9 @@ class Failed:
     action: str = "Try again later."
     retry_after: float | None = None
     raw_status: str | None = None
+    in_doubt: bool = False
+    """Whether the provider may be at work all the same, or may have taken what we do not know of: then the next attempt
+    goes on with the same prediction, and when there is none, somebody looks after what is left."""
 
 
 @frozen
