@@ -5,10 +5,10 @@
     endpoint.urls                                             # once it listens
     await endpoint.drain()                                    # before the tree is stopped
 
-Hypercorn's protocol classes speak HTTP (`http1`, a hardened subclass), `connection` runs one client's requests,
-`handshake` what a WebSocket request may become, `stream` the WebSocket afterwards and `hub` all of them at once;
-`asgi` is the same kind of transport over any other ASGI server. May import `engine`
-and `web.sockets.transport`.
+`head`, `chunks` and `answer` are HTTP's grammar, pure; `http1` a connection that speaks it, `call` one request of it,
+`connection` a client from its first byte to its last. `handshake` is what a WebSocket request may become, `stream` the
+WebSocket afterwards and `hub` all of them at once; `asgi` is the same kind of transport over any other ASGI server.
+May import `engine` and `web.sockets.transport`.
 """
 
 from web.endpoint.endpoint import Endpoint

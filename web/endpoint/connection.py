@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Awaitable, Callable
 
-import h11
 import trio
 from attrs import define, field
-from hypercorn.config import Config
-from hypercorn.trio.worker_context import WorkerContext
 
 from engine.otp import Exit
 from engine.otp.preempt_reports import Preempted
+from web.endpoint.answer import refusal
+from web.endpoint.call import Call
 from web.endpoint.faults import FaultLog
 from web.endpoint.handshake import Handshake
-from web.endpoint.http1 import App, ClientGone, Exchange, Http1, problem
+from web.endpoint.head import Head, Malformed
+from web.endpoint.http1 import App, ClientGone, Exchange, Http1
 from web.endpoint.hub import Hub
 from web.endpoint.settings import EndpointSettings
 from web.endpoint.stream import StreamTransport
+from web.endpoint.upgrade import asks_for_websocket, flaw
 from web.endpoint.wire import Wire
 from web.sockets.transport import StartSocket
 
@@ -32,18 +34,17 @@ Adopt = Callable[[StreamTransport, StartSocket, bytes], Awaitable[bool]]
 
 @define
 class Service:
-    """What all connections share. `idle`: the waits of those between two requests, to be cut short by a drain."""
+    """What all connections share. `idle`: the patience with those between two requests, to be ended by a drain, after
+    which `draining` lets nobody ask a second time."""
 
     app: App
     settings: EndpointSettings
-    config: Config
-    context: WorkerContext
     hub: Hub
     faults: FaultLog
     adopt: Adopt
     tls: ssl.SSLContext | None
-    address: tuple[str, int] | None
     idle: set[trio.CancelScope] = field(factory=set)
+    draining: bool = False
 
 
 class Connection:
@@ -51,6 +52,9 @@ class Connection:
         self._service = service
         self._wire = wire
         self._kept = False  # whether the wire belongs to a transport now
+        # one scope for all the waits for a request, with a deadline while there is one: a scope each would cost more
+        # than what is waited for
+        self._patience = trio.CancelScope()
 
     async def run(self) -> None:
         """Never raises but Cancelled: a connection's fault is its own."""
@@ -80,15 +84,7 @@ class Connection:
 
     async def _speak(self) -> None:
         service = self._service
-        protocol = Http1(
-            service.config,
-            service.context,
-            service.settings,
-            self._wire,
-            service.address,
-            service.hub.budget,
-            self._on_upgrade,
-        )
+        protocol = Http1(service.settings, self._wire, service.hub.budget, self._is_last, self._begin)
         await self._serve(protocol)
         if self._kept:
             return
@@ -97,42 +93,61 @@ class Connection:
             service.faults.client(kind, self._wire.client, detail)
         await linger(self._wire, service.settings)
 
-    def _on_upgrade(self, protocol: Http1, request: h11.Request) -> Exchange:
-        return Handshake(protocol, request, self._service.hub)
+    def _is_last(self) -> bool:
+        """Whether no request is taken after the one at hand."""
+        return self._service.draining or self._patience.cancel_called
+
+    def _begin(self, protocol: Http1, head: Head) -> Exchange:
+        """What a request is: a call, or the handshake of a WebSocket. Raises Malformed."""
+        if not asks_for_websocket(head):
+            return Call(protocol, head)
+        if (wrong := flaw(head)) is not None:
+            raise Malformed(*wrong, "an upgrade request that is not sound")
+        return Handshake(protocol, head, self._service.hub)
 
     async def _serve(self, protocol: Http1) -> None:
+        late = False  # whether a request came in the very moment in which there was no more patience
         try:
-            while await self._next(protocol):
+            with self._patience:
+                while not late and await self._next(protocol):
+                    late = self._patience.cancel_called
+                    if not late:
+                        await self._answer(protocol)
+            if late:
                 await self._answer(protocol)
+                protocol.leave()
+            elif self._patience.cancelled_caught and protocol.begun:
+                protocol.refuse(408, "request_timeout", "headers that do not come")
             if not self._kept:
                 await protocol.flush()
         except ClientGone:
             return
 
     async def _next(self, protocol: Http1) -> bool:
-        """Waits for the next request; False when there will be none."""
-        await protocol.proceed()
+        """Waits for the next request; False when there will be none. Cancels `_patience` when it takes too long."""
+        if protocol.proceed():
+            await trio.lowlevel.checkpoint()  # a thousand requests in one read are still one client's
         if not (protocol.ready or protocol.begun):
             await self._first_bytes(protocol)
         if not protocol.ready:
-            with trio.move_on_after(self._service.settings.header_timeout) as scope:
-                while not protocol.ready:
-                    await protocol.read()
-            if scope.cancelled_caught:
-                await protocol.refuse(408, "request_timeout", "headers that do not come")
+            self._patience.deadline = trio.current_time() + self._service.settings.header_timeout
+            while not protocol.ready:
+                await protocol.read()
+        self._patience.deadline = math.inf
         return not protocol.over
 
     async def _first_bytes(self, protocol: Http1) -> None:
         settings, idle = self._service.settings, self._service.idle
-        newcomer = protocol.keep_alive_requests == 0
-        with trio.move_on_after(settings.header_timeout if newcomer else settings.keep_alive_timeout) as scope:
-            idle.add(scope)
-            try:
-                await protocol.read()
-            finally:
-                idle.discard(scope)
-        if scope.cancelled_caught:
-            protocol.over = True
+        if protocol.requests and self._service.draining:
+            protocol.leave()
+            return
+        patience = settings.keep_alive_timeout if protocol.requests else settings.header_timeout
+        self._patience.deadline = trio.current_time() + patience
+        idle.add(self._patience)
+        try:
+            await protocol.read()
+        finally:
+            idle.discard(self._patience)
 
     async def _answer(self, protocol: Http1) -> None:
         exchange = protocol.exchange
@@ -179,9 +194,7 @@ class Connection:
 
 async def refuse(wire: Wire, status: int, code: str, settings: EndpointSettings) -> None:
     """Answers without having read anything, and lingers. Raises OSError or trio.TooSlowError when nobody listens."""
-    headers, body = problem(status, code)
-    head = b"".join(b"%b: %b\r\n" % header for header in headers)
-    await wire.write(b"HTTP/1.1 %d Refused\r\n%b\r\n%b" % (status, head, body), settings.linger)
+    await wire.write(refusal(status, code), settings.linger)
     await linger(wire, settings)
 
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
-import h11
 import trio
-from hypercorn.protocol.events import Body, EndBody, Response
-from hypercorn.protocol.h11 import STREAM_ID
 from websockets.extensions import Extension
 from websockets.utils import accept_key
 
+from web.endpoint.answer import Answer, head_of
 from web.endpoint.bridge import Bridge
+from web.endpoint.head import Head
 from web.endpoint.http1 import ClientGone, Http1, Message
 from web.endpoint.hub import Hub
 from web.endpoint.stream import StreamTransport
@@ -29,30 +28,31 @@ from web.sockets.transport import Accept, CloseCode, StartSocket
 class Handshake:
     """The exchange of a WebSocket request (see `http1.Exchange`). `taken` is set once it was accepted."""
 
-    def __init__(self, protocol: Http1, request: h11.Request, hub: Hub) -> None:
+    def __init__(self, protocol: Http1, head: Head, hub: Hub) -> None:
         self._protocol = protocol
         self._hub = hub
         self._decided = trio.Event()
         self._greeted = False
         self._refusal: Message | None = None
+        self._answer = Answer()
         self._bridge: Bridge | None = None
         self.start: StartSocket | None = None
         self.taken: StreamTransport | None = None
-        headers = list(request.headers)
-        path, _, query = request.target.partition(b"?")
+        headers = head.headers
+        path, _, query = head.target.partition(b"?")
         offered = b",".join(value for name, value in headers if name == b"sec-websocket-protocol").decode("latin-1")
         self.scope: Message = {
             "type": "websocket",
             "asgi": {"spec_version": "2.3", "version": "3.0"},
-            "scheme": "wss" if protocol.ssl else "ws",
+            "scheme": "wss" if protocol.wire.secured else "ws",
             "http_version": "1.1",
             "path": unquote(path.decode("ascii")),
             "raw_path": path,
             "query_string": query,
-            "root_path": protocol.config.root_path,
+            "root_path": "",
             "headers": headers,
-            "client": protocol.client,
-            "server": protocol.server,
+            "client": (protocol.wire.client, 0) if protocol.wire.client else None,
+            "server": None,
             "state": {},
             "subprotocols": [name.strip() for name in offered.split(",") if name.strip()],
             "extensions": {"websocket.http.response": {}, EXTENSION: self.take},
@@ -102,7 +102,7 @@ class Handshake:
         if self._bridge is not None:
             self._bridge.transport.close(CloseCode.CRASHED)
         elif self.taken is None and not self._protocol.over:
-            await self._protocol.refuse(500, "internal_error", "the handshake was not answered")
+            self._protocol.apologise(500, "internal_error", "the handshake was not answered")
         await self._protocol.flush()
 
     # --- done ----------------------------------------------------------------------------------------
@@ -123,11 +123,8 @@ class Handshake:
             answer, extensions = negotiate_deflate(found.get(b"sec-websocket-extensions", b"").decode("latin-1"))
         if answer is not None:
             headers.append((b"sec-websocket-extensions", answer.encode()))
-        connection = self._protocol.connection
-        head = connection.send(h11.InformationalResponse(status_code=101, headers=headers + (more or [])))
-        self.taken = StreamTransport(
-            self._hub, self._protocol.wire, upgrade_of(self.scope), accept, bytes(head or b""), extensions
-        )
+        head = head_of(101, headers + (more or [])) + b"\r\n"
+        self.taken = StreamTransport(self._hub, self._protocol.wire, upgrade_of(self.scope), accept, head, extensions)
         self._protocol.over = True
         self._decided.set()
         return self.taken
@@ -144,23 +141,23 @@ class Handshake:
 
     def early(self) -> bytes:
         """What the client sent right behind its request."""
-        return bytes(self._protocol.connection.trailing_data[0])
+        return self._protocol.take_rest()
 
     async def _refuse(self, status: int, headers: Any, body: bytes, more: bool) -> None:
-        protocol = self._protocol
+        protocol, answer = self._protocol, self._answer
         if protocol.over:
             raise ClientGone
-        if not self._decided.is_set():
+        if not answer.started:
             self._decided.set()
-            kept = [(name, value) for name, value in headers if name.lower() not in (b"connection", b"content-length")]
+            kept = [header for header in headers if header[0].lower() != b"content-length"]
             if not more:
                 kept.append((b"content-length", b"%d" % len(body)))
-            await protocol.stream_send(Response(STREAM_ID, [*kept, (b"connection", b"close")], status))
-        await protocol.stream_send(Body(STREAM_ID, body))
+            answer.start(status, kept, close=True)
+        out = answer.body(body, more)
+        protocol.answering = True
         if not more:
-            await protocol.stream_send(EndBody(STREAM_ID))
-            protocol.over = True
-        await protocol.flush()
+            protocol.leave()
+        await protocol.write(out)
 
 
 async def _nobody(transport: object) -> Any:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import errno
 import socket
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from wsgiref.handlers import format_date_time
 
 import trio
 from attrs import evolve
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.worker_context import WorkerContext
 
 from web.endpoint.connection import Adopt, Connection, Service, refuse
 from web.endpoint.faults import FaultLog
@@ -37,26 +34,11 @@ BREATHER = 0.1
 """Seconds without accepting when the system is out of files or memory."""
 
 
-class QuietConfig(Config):
-    """Hypercorn's settings as we need them: no logs of its own, and a date made once a second."""
-
-    def __init__(self) -> None:
-        self.accesslog = None
-        self.errorlog = None
-        self.alpn_protocols = ["http/1.1"]
-        self.keep_alive_max_requests = 1_000_000
-        self._dated = (0, b"")
-
-    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
-        now = int(time.time())
-        if now != self._dated[0]:
-            self._dated = (now, format_date_time(now).encode("ascii"))
-        return [(b"date", self._dated[1])]
-
-
 def hypercorn_config(settings: EndpointSettings) -> Config:
-    config = QuietConfig()
-    config.h11_max_incomplete_size = settings.max_header
+    """For what is hypercorn's still: TLS, and the application's lifespan. It logs nothing of its own."""
+    config = Config()
+    config.accesslog = config.errorlog = None
+    config.alpn_protocols = ["http/1.1"]
     config.certfile = settings.certificate or None
     config.keyfile = settings.key or None
     config.keyfile_password = settings.key_password or None
@@ -69,12 +51,10 @@ class Server:
     def __init__(self, settings: EndpointSettings, app: App, roster: Roster, faults: FaultLog, adopt: Adopt) -> None:
         limit = allow_files(settings.max_connections or 1_000_000)
         self.settings = settings = evolve(settings, max_connections=limit)
-        config = hypercorn_config(settings)
+        self._config = hypercorn_config(settings)
         self.hub = Hub(settings, roster, faults)
         self.census = Census(settings.max_connections, settings.max_per_address)
-        self.service = Service(
-            app, settings, config, WorkerContext(None), self.hub, faults, adopt, config.create_ssl_context(), None
-        )
+        self.service = Service(app, settings, self.hub, faults, adopt, self._config.create_ssl_context())
         self._accepting = trio.CancelScope()
         self._empty = trio.Event()
         self._drained = trio.Event()
@@ -83,7 +63,7 @@ class Server:
 
     async def run(self, listeners: Sequence[socket.socket], ready: Callable[[], Awaitable[None]]) -> None:
         """Serves until drained or cancelled; calls `ready` once the application has started and newcomers are taken."""
-        lifespan = Lifespan(ASGIWrapper(self.service.app), self.service.config, {})
+        lifespan = Lifespan(ASGIWrapper(self.service.app), self._config, {})
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.handle_lifespan)
             await lifespan.wait_for_startup()
@@ -110,7 +90,7 @@ class Server:
 
     async def stop_accepting(self) -> None:
         self._accepting.cancel()
-        await self.service.context.terminated.set()  # hypercorn's word for: no request after this one
+        self.service.draining = True
         for scope in tuple(self.service.idle):
             scope.cancel()
 

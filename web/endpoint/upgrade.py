@@ -6,12 +6,12 @@ import binascii
 from base64 import b64decode
 from typing import Any
 
-import h11
 from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.headers import build_extension, parse_extension
 
+from web.endpoint.head import Head, tokens
 from web.sockets.transport import Upgrade
 
 EXTENSION = "elwift.socket"
@@ -21,13 +21,12 @@ DEFLATE = ServerPerMessageDeflateFactory(
 )
 
 
-def asks_for_websocket(request: h11.Request) -> bool:
+def asks_for_websocket(head: Head) -> bool:
     """RFC 6455 4.2.1; anything else is an ordinary request, whatever it would like to upgrade to."""
-    if request.method != b"GET":
+    if not head.upgrades or head.method != "GET":
         return False
-    found = dict(request.headers)
-    tokens = [token.strip() for token in found.get(b"connection", b"").lower().split(b",")]
-    return found.get(b"upgrade", b"").strip().lower() == b"websocket" and b"upgrade" in tokens
+    found = dict(head.headers)
+    return found[b"upgrade"].lower() == b"websocket" and b"upgrade" in tokens(head.headers, b"connection")
 
 
 def upgrade_of(scope: Any) -> Upgrade:
@@ -42,11 +41,13 @@ def upgrade_of(scope: Any) -> Upgrade:
     )
 
 
-def flaw(request: h11.Request) -> tuple[int, str] | None:
+def flaw(head: Head) -> tuple[int, str] | None:
     """Status and code of what is wrong with an upgrade request in itself."""
-    found = dict(request.headers)
+    found = dict(head.headers)
     if found.get(b"sec-websocket-version") != b"13":
         return 426, "websocket_version_not_supported"
+    if head.length != 0:
+        return 400, "websocket_request_with_a_body"
     try:
         key = b64decode(found.get(b"sec-websocket-key", b""), validate=True)
     except binascii.Error:

@@ -98,6 +98,90 @@ async def test_a_handler_that_holds_the_loop_is_interrupted_and_its_server_goes_
         assert endpoint.faults.counts == {"application_error": 1}
 
 
+def answering(*messages: dict[str, Any]) -> Any:
+    """An application that says just this."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send)
+        for message in messages:
+            await send({"type": "http.response.start" if "status" in message else "http.response.body", **message})
+        return None
+
+    return app
+
+
+async def test_an_answer_of_unknown_length_comes_in_chunks(node: Node) -> None:
+    parts = ({"body": b"ab", "more_body": True}, {"body": b"", "more_body": True}, {"body": b"c"})
+    async with running(answering({"status": 200}, *parts)) as endpoint, connect(endpoint.port) as client:
+        await client.say(request("/") + request("/", "Connection: close"))
+        said = await client.rest()
+        assert said.count(b"transfer-encoding: chunked\r\n") == 2
+        assert said.count(b"\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n") == 2
+        assert b"content-length" not in said
+
+
+async def test_to_an_old_client_the_end_of_the_connection_is_the_end_of_the_answer(node: Node) -> None:
+    app = answering({"status": 200}, {"body": b"ab", "more_body": True}, {"body": b"c"})
+    async with running(app) as endpoint, connect(endpoint.port) as client:
+        await client.say(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await client.rest()).endswith(b"connection: close\r\n\r\nabc")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ({"status": 200, "headers": [(b"x", b"a\r\nset-cookie: b")]}, {"body": b"x"}),
+        ({"status": 200, "headers": [(b"x\r\ny", b"a")]}, {"body": b"x"}),
+        ({"status": 200, "headers": [(b"content-length", b"3")]}, {"body": b"four"}),
+        ({"status": 200, "headers": [(b"content-length", b"3")]}, {"body": b"x"}),
+        ({"status": 200}, {"status": 200}),
+        ({"body": b"x"},),
+        (),
+    ],
+)
+async def test_an_answer_that_is_none_becomes_a_500(node: Node, messages: tuple[dict[str, Any], ...]) -> None:
+    """A header with a line end in it would be two headers, or another answer."""
+    async with running(answering(*messages)) as endpoint:
+        found = await answers(endpoint.port, request("/"))
+        assert (found.status, found.headers["connection"]) == (500, "close")
+        assert b"set-cookie" not in found.body
+
+
+async def test_an_answer_that_breaks_off_does_not_look_whole(node: Node) -> None:
+    app = answering({"status": 200}, {"body": b"ab", "more_body": True}, {"status": 200})
+    async with running(app) as endpoint, connect(endpoint.port) as client:
+        await client.say(request("/"))
+        assert (await client.rest()).endswith(b"\r\n\r\n2\r\nab\r\n")
+
+
+async def test_an_answer_without_a_body_says_nothing_of_one(node: Node) -> None:
+    async with running(answering({"status": 204}, {"body": b"ignored"})) as endpoint, connect(endpoint.port) as client:
+        await client.say(request("/") * 2)
+        for _ in range(2):
+            found = await client.response(bodyless=True)
+            assert (found.status, {"content-length", "transfer-encoding"} & set(found.headers)) == (204, set())
+
+
+async def test_a_connection_whose_request_was_not_read_to_its_end_is_closed_with_the_answer(node: Node) -> None:
+    app = answering({"status": 403, "headers": [(b"content-length", b"0")]}, {"body": b""})
+    async with running(app) as endpoint, connect(endpoint.port) as client:
+        await client.say(request("/", "Content-Length: 100", method="POST", body=b"x"))
+        assert (await client.response()).headers["connection"] == "close"
+        assert await client.rest() == b""
+
+
+async def test_a_websocket_request_with_a_body_is_refused(node: Node) -> None:
+    async with running() as endpoint:
+        assert (await answers(endpoint.port, upgrade("/echo", "Content-Length: 3") + b"abc")).status == 400
+
+
+async def test_a_declared_body_that_is_too_large_is_refused_before_it_comes(node: Node) -> None:
+    async with running(max_body=1000) as endpoint:
+        asked = request("/size", "Content-Length: 1001", "Expect: 100-continue", method="POST")
+        assert (await answers(endpoint.port, asked)).status == 413
+
+
 async def lifespan(receive: Any, send: Any) -> None:
     while True:
         event = (await receive())["type"]
