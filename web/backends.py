@@ -6,6 +6,7 @@ A provider whose key is not set is not there, and its library is not imported. M
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import trio
 from attrs import define, field
 
 from engine.errors import UserError
+from engine.http.transport import client, trusted
 from engine.models.seeds import LOCAL, SIMULATE
 from engine.otp import ChildSpec, Start, Supervisor, init_ack
 from engine.outputs.fetch import Fetcher, Policy
@@ -37,6 +39,8 @@ LOCAL_SLOTS = 4
 """Requests that the local model's server works on at once."""
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 CONNECTIONS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
+MOST_STREAMS = 4000
+"""Connections to language models at once; queues and quotas say how many there are to be."""
 
 
 @define(eq=False)
@@ -49,8 +53,15 @@ class Backends:
     children: list[ChildSpec] = field(factory=list)
     replicate: Replicate | None = None
     cog: Cog | None = None
-    http: httpx.AsyncClient = field(factory=lambda: httpx.AsyncClient(timeout=TIMEOUT, limits=CONNECTIONS))
+    http: httpx.AsyncClient = field(init=False)
+    streams: httpx.AsyncClient = field(init=False)
+    """For answers that are streamed, on connections that cost next to nothing for a token."""
+    trusted: ssl.SSLContext = field(factory=trusted, repr=False)
     closing: list[Callable[[], Awaitable[None]]] = field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.http = httpx.AsyncClient(timeout=TIMEOUT, limits=CONNECTIONS, verify=self.trusted)
+        self.streams = client(TIMEOUT, self.trusted, MOST_STREAMS)
 
     @property
     def default_model(self) -> str:
@@ -68,7 +79,7 @@ class Backends:
             await trio.sleep_forever()
         finally:
             with trio.move_on_after(2, shield=True):
-                for close in (*self.closing, self.http.aclose):
+                for close in (*self.closing, self.streams.aclose, self.http.aclose):
                     await close()
 
 
@@ -121,10 +132,11 @@ def _add_local(found: Backends, settings: Settings) -> None:
         )
     threads = settings.local_threads or default_threads()
     found.children.append(spec(ModelServerSettings(str(weights), threads=threads, parallel=LOCAL_SLOTS)))
-    found.providers[LOCAL.provider] = [Local(found.http, address)]
+    found.providers[LOCAL.provider] = [Local(found.streams, address)]
 
 
 def _add_openai(found: Backends, settings: Settings) -> None:
+    from engine.http.sdk import sdk_client
     from engine.providers.openai import OpenAI
 
     base_url = settings.openai_base_url
@@ -133,17 +145,18 @@ def _add_openai(found: Backends, settings: Settings) -> None:
         return base_url.rstrip("/") or "https://api.openai.com/v1"
 
     keys = _each(settings.openai_api_key)
-    responses = [OpenAI(key, base_url) for key in keys]
+    responses = [OpenAI(key, base_url, http=sdk_client(found.trusted)) for key in keys]
     found.providers["openai"] = [*responses]
-    found.providers["openai-chat"] = [OpenAICompatible("openai-chat", found.http, chat_url, key) for key in keys]
+    found.providers["openai-chat"] = [OpenAICompatible("openai-chat", found.streams, chat_url, key) for key in keys]
     found.closing += [provider.aclose for provider in responses]
 
 
 def _add_anthropic(found: Backends, settings: Settings) -> None:
+    from engine.http.sdk import sdk_client
     from engine.providers.anthropic import Anthropic
 
     keys = _each(settings.anthropic_api_key)
-    providers = [Anthropic(key, settings.anthropic_base_url) for key in keys]
+    providers = [Anthropic(key, settings.anthropic_base_url, http=sdk_client(found.trusted)) for key in keys]
     found.providers["anthropic"] = [*providers]
     found.closing += [provider.aclose for provider in providers]
 
@@ -152,7 +165,7 @@ def _add_gemini(found: Backends, settings: Settings) -> None:
     from engine.providers.gemini import Gemini
 
     keys = _each(settings.gemini_api_key)
-    found.providers["gemini"] = [Gemini(found.http, key, settings.gemini_base_url) for key in keys]
+    found.providers["gemini"] = [Gemini(found.streams, key, settings.gemini_base_url) for key in keys]
 
 
 def _each(keys: str) -> list[str]:

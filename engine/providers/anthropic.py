@@ -1,27 +1,22 @@
-"""Claude, by Anthropic's official client, which runs under trio; its own retries are off.
+"""Claude, asked through Anthropic's official client; the stream is read here (see `sdk` why).
 
 Sources: Anthropic's reference on streaming messages and on errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import anthropic
+import httpx2
+import msgspec
 
-from engine.providers.failures import classify, failed
-from engine.providers.llm import chosen, retry_after, turns, watched
-from engine.providers.protocol import (
-    Failed,
-    FailureKind,
-    Finished,
-    ProviderEvent,
-    ProviderRequest,
-    TextDelta,
-    UsageReported,
-)
+from engine.providers.failures import classify
+from engine.providers.llm import THINKING, chosen, cut_short, declined, decoded, kind_of, turns
+from engine.providers.protocol import Finished, ProviderEvent, ProviderRequest, TextDelta, UsageReported
+from engine.providers.sdk import SdkProvider
+from engine.providers.sse import ServerSentEvent
 from engine.providers.streaming import Deadlines
 from engine.tasks.events import Usage
 
@@ -36,42 +31,37 @@ STATUS_OF = {
     "not_found_error": 404,
     "billing_error": 402,
     "invalid_request_error": 400,
+    "request_too_large": 413,
 }
 """An error in the stream comes after HTTP 200: its type is all there is to go by."""
 
 
-class Anthropic:
-    """The provider. `base_url` is for gateways and tests; empty: the service's own."""
+class Anthropic(SdkProvider):
+    """The provider. `base_url` is for gateways and tests, empty: the service's own; `http` for shared connections."""
 
     name = "anthropic"
+    library = anthropic
 
-    def __init__(self, api_key: str, base_url: str = "", deadlines: Deadlines | None = None) -> None:
-        self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url or None, max_retries=0)
-        self._deadlines = deadlines or Deadlines()
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str = "",
+        deadlines: Deadlines | None = None,
+        http: httpx2.AsyncClient | None = None,
+    ) -> None:
+        deadlines = deadlines or Deadlines()
+        timeout = httpx2.Timeout(None, connect=deadlines.connect, pool=deadlines.connect)
+        client = anthropic.AsyncAnthropic(
+            api_key=api_key, base_url=base_url or None, max_retries=0, timeout=timeout, http_client=http
+        )
+        super().__init__(client, deadlines)
 
-    def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """Runs one attempt; see the Protocol."""
-        return watched(request, self._events(request), self._deadlines, explain)
+    def _ask(self, request: ProviderRequest) -> Awaitable[Any]:
+        raw: Awaitable[Any] = self._client.messages.with_raw_response.create(**body(request), stream=True)
+        return raw
 
-    async def aclose(self) -> None:
-        await self._client.close()
-
-    async def _events(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        used, stop = Usage(), None
-        async with _closing(await self._client.messages.create(**body(request), stream=True)) as stream:
-            async for event in stream:
-                match event.type:
-                    case "message_start":
-                        used = Usage(input_tokens=event.message.usage.input_tokens)
-                    case "content_block_delta" if event.delta.type == "text_delta":
-                        yield TextDelta(event.delta.text)
-                    case "message_delta":
-                        stop = event.delta.stop_reason
-                        used = Usage(used.input_tokens, event.usage.output_tokens)  # cumulative
-                    case "message_stop":
-                        yield UsageReported(used)
-                        yield _end(stop)
-                        return
+    def _reader(self, request: ProviderRequest) -> MessagesReader:
+        return MessagesReader()
 
 
 def body(request: ProviderRequest) -> dict[str, Any]:
@@ -85,35 +75,82 @@ def body(request: ProviderRequest) -> dict[str, Any]:
     return {"model": request.slug, "messages": messages, "max_tokens": limit, "extra_body": options}
 
 
-def explain(problem: Exception) -> Failed | None:
-    """What the client's exceptions mean."""
-    if isinstance(problem, anthropic.APITimeoutError):
-        return failed(FailureKind.RETRYABLE, "timeout")
-    if isinstance(problem, anthropic.APIConnectionError):
-        return failed(FailureKind.RETRYABLE, "provider_down", raw=type(problem.__cause__).__name__)
-    if isinstance(problem, anthropic.APIStatusError):
-        return _refusal(problem)
-    if isinstance(problem, anthropic.AnthropicError | ValueError):
-        return failed(FailureKind.RETRYABLE, "bad_response", raw=type(problem).__name__)
-    return None
+# --- the stream ---------------------------------------------------------------------------------------------
 
 
-def _refusal(problem: anthropic.APIStatusError) -> Failed:
-    said = problem.body.get("error") if isinstance(problem.body, dict) else None
-    error: dict[str, Any] = said if isinstance(said, dict) else {}
-    status = problem.status_code if problem.status_code >= 300 else STATUS_OF.get(str(error.get("type")), 500)
-    return classify(status, error, retry_after(problem.response.headers))
+class _Used(msgspec.Struct):
+    input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
-def _end(stop: str | None) -> ProviderEvent:
-    if stop == "refusal":
-        return failed(FailureKind.PERMANENT, "content_policy", raw=stop)
-    return Finished(stop or "end_turn")
+class _Message(msgspec.Struct):
+    usage: _Used | None = None
 
 
-@asynccontextmanager
-async def _closing(stream: Any) -> AsyncGenerator[Any, None]:
-    try:
-        yield stream
-    finally:
-        await stream.close()
+class _Delta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+    stop_reason: str | None = None
+
+
+class _Error(msgspec.Struct):
+    type: str = ""
+    message: str = ""
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    delta: _Delta | None = None
+    message: _Message | None = None
+    usage: _Used | None = None
+    error: _Error | None = None
+
+
+_events = msgspec.json.Decoder(_Event)
+_KNOWN = frozenset({"message_start", "content_block_delta", "message_delta", "message_stop", "error"})
+
+
+class MessagesReader:
+    """Reads one answer of the Messages API. Kinds of events that are not known are read over, as its rules ask."""
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self._stop: str | None = None
+
+    def read(self, event: ServerSentEvent) -> Iterable[ProviderEvent]:
+        kind = kind_of(event.data)
+        if kind not in _KNOWN:
+            return ()
+        said = decoded(_events, event.data)
+        match kind:
+            case "content_block_delta" if said.delta:
+                if said.delta.type == "text_delta":
+                    return (TextDelta(said.delta.text),) if said.delta.text else ()
+                return (THINKING,)
+            case "message_start" if said.message and said.message.usage:
+                self._add(said.message.usage)
+                return (UsageReported(self.usage),) if self.usage else ()
+            case "message_delta":
+                if said.delta:
+                    self._stop = said.delta.stop_reason or self._stop
+                self._add(said.usage or _Used())
+            case "message_stop":
+                return (declined("refusal") if self._stop == "refusal" else Finished(self._stop or "end_turn"),)
+            case "error":
+                error = said.error or _Error()
+                told = {"type": error.type, "message": error.message}
+                return (classify(STATUS_OF.get(error.type, 500), told, None),)
+        return ()
+
+    def end(self) -> ProviderEvent:
+        return cut_short()
+
+    def _add(self, used: _Used) -> None:
+        """Output tokens are cumulative; input tokens that were cached are counted apart by the service."""
+        before = self.usage or Usage()
+        parts = (used.input_tokens, used.cache_creation_input_tokens, used.cache_read_input_tokens)
+        asked = sum(part or 0 for part in parts) if used.input_tokens is not None else before.input_tokens
+        said = before.output_tokens if used.output_tokens is None else used.output_tokens
+        self.usage = Usage(asked, said)

@@ -6,29 +6,25 @@ Source: the Gemini API's reference on streamGenerateContent.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import httpx
 import msgspec
 
-from engine.providers.failures import classify, failed
-from engine.providers.llm import turns, watched
-from engine.providers.protocol import (
-    Failed,
-    FailureKind,
-    Finished,
-    ProviderEvent,
-    ProviderRequest,
-    TextDelta,
-    UsageReported,
-)
+from engine.providers.failures import classify
+from engine.providers.llm import THINKING, answered, cut_short, declined, decoded, turns
+from engine.providers.protocol import Failed, Finished, ProviderEvent, ProviderRequest, TextDelta, UsageReported
 from engine.providers.sse import ServerSentEvent
-from engine.providers.streaming import Deadlines, Problem, server_sent_events
+from engine.providers.streaming import Deadlines, Response, error_in, trouble
 from engine.tasks.events import Usage
 
 BASE_URL = "https://generativelanguage.googleapis.com"
-DECLINED = frozenset({"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION", "IMAGE_SAFETY"})
+DECLINED = frozenset(
+    {"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION", "LANGUAGE", "IMAGE_SAFETY", "OTHER"}
+)
+"""Reasons to end, or to block a prompt, that another try would not change."""
+BROKEN = frozenset({"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "MALFORMED_RESPONSE"})
 OPTIONS = {
     "max_tokens": "maxOutputTokens",
     "temperature": "temperature",
@@ -36,40 +32,6 @@ OPTIONS = {
     "top_k": "topK",
     "seed": "seed",
 }
-
-
-class _Part(msgspec.Struct):
-    text: str = ""
-    thought: bool = False
-
-
-class _Content(msgspec.Struct):
-    parts: list[_Part] = []
-
-
-class _Candidate(msgspec.Struct, rename="camel"):
-    content: _Content = msgspec.field(default_factory=_Content)
-    finish_reason: str | None = None
-
-
-class _Used(msgspec.Struct, rename="camel"):
-    prompt_token_count: int | None = None
-    candidates_token_count: int | None = None
-    thoughts_token_count: int | None = None
-
-
-class _Feedback(msgspec.Struct, rename="camel"):
-    block_reason: str | None = None
-
-
-class _Chunk(msgspec.Struct, rename="camel"):
-    candidates: list[_Candidate] = []
-    usage_metadata: _Used | None = None
-    prompt_feedback: _Feedback | None = None
-    error: Any = None
-
-
-_chunks = msgspec.json.Decoder(_Chunk)
 
 
 class Gemini:
@@ -87,24 +49,15 @@ class Gemini:
 
     def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """Runs one attempt; see the Protocol."""
-        return watched(request, self._events(request), self._deadlines, explain)
+        explain = partial(trouble, httpx)
+        return answered(request, partial(self._ask, request), GenerateReader(), self._deadlines, explain)
 
-    async def _events(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        ended, used = None, Usage()
-        async with aclosing(server_sent_events(self._client, self._http(request), self._deadlines)) as events:
-            async for event in events:
-                chunk = _decoded(event)
-                ended, used = _reason(chunk) or ended, _used(chunk, used)
-                for text in _texts(chunk):
-                    yield TextDelta(text)
-        yield UsageReported(used)
-        yield _end(ended)
-
-    def _http(self, request: ProviderRequest) -> httpx.Request:
+    async def _ask(self, request: ProviderRequest) -> Response:
         url = f"{self._base_url}/v1beta/models/{request.slug}:streamGenerateContent?alt=sse"
         timeout = httpx.Timeout(None, connect=self._deadlines.connect, pool=self._deadlines.connect)
         headers = {"x-goog-api-key": self._api_key}
-        return self._client.build_request("POST", url, json=body(request), headers=headers, timeout=timeout)
+        http = self._client.build_request("POST", url, json=body(request), headers=headers, timeout=timeout)
+        return await self._client.send(http, stream=True)
 
 
 def body(request: ProviderRequest) -> dict[str, Any]:
@@ -119,47 +72,82 @@ def body(request: ProviderRequest) -> dict[str, Any]:
     return {"contents": contents, "generationConfig": options, **instruction}
 
 
-def explain(problem: Exception) -> Failed | None:
-    """What an exception of the stream means; a wrong key comes as a bad request, told only by its words."""
-    return problem.failure if isinstance(problem, Problem) else None
+# --- the stream ---------------------------------------------------------------------------------------------
 
 
-def _decoded(event: ServerSentEvent) -> _Chunk:
-    try:
-        chunk = _chunks.decode(event.data)
-    except msgspec.MsgspecError as wrong:
-        raise Problem(failed(FailureKind.RETRYABLE, "bad_response")) from wrong
-    if isinstance(chunk.error, dict):
-        code = chunk.error.get("code")
-        status = chunk.error.get("status")
-        raise Problem(classify(code if isinstance(code, int) else 500, {"type": status}, None))
-    return chunk
+class _Part(msgspec.Struct):
+    text: str = ""
+    thought: bool = False
 
 
-def _texts(chunk: _Chunk) -> Iterator[str]:
-    for candidate in chunk.candidates[:1]:
-        text = "".join(part.text for part in candidate.content.parts if not part.thought)
-        if text:
-            yield text
+class _Content(msgspec.Struct):
+    parts: list[_Part] = []
 
 
-def _reason(chunk: _Chunk) -> str | None:
-    if chunk.prompt_feedback and chunk.prompt_feedback.block_reason:
-        return chunk.prompt_feedback.block_reason
-    return next((candidate.finish_reason for candidate in chunk.candidates[:1]), None)
+class _Candidate(msgspec.Struct, rename="camel"):
+    content: _Content | None = None
+    finish_reason: str | None = None
 
 
-def _used(chunk: _Chunk, before: Usage) -> Usage:
-    said = chunk.usage_metadata
-    if said is None:
-        return before
+class _Used(msgspec.Struct, rename="camel"):
+    prompt_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
+
+
+class _Feedback(msgspec.Struct, rename="camel"):
+    block_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, rename="camel"):
+    candidates: list[_Candidate] = []
+    usage_metadata: _Used | None = None
+    prompt_feedback: _Feedback | None = None
+    error: Any = None
+
+
+_chunks = msgspec.json.Decoder(_Chunk)
+
+
+class GenerateReader:
+    """Reads one answer. There is no last word but a finish reason; the response's end comes after it."""
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self._reason: str | None = None
+
+    def read(self, event: ServerSentEvent) -> Iterator[ProviderEvent]:
+        chunk = decoded(_chunks, event.data)
+        if chunk.error is not None:
+            yield _failure(chunk.error)
+            return
+        if chunk.usage_metadata is not None:
+            first, self.usage = self.usage is None, _used(chunk.usage_metadata, self.usage or Usage())
+            if first:
+                yield UsageReported(self.usage)
+        if chunk.prompt_feedback and chunk.prompt_feedback.block_reason:
+            self._reason = "PROHIBITED_CONTENT"
+        for candidate in chunk.candidates[:1]:
+            self._reason = self._reason or candidate.finish_reason
+            for part in candidate.content.parts if candidate.content else ():
+                if part.text:
+                    yield THINKING if part.thought else TextDelta(part.text)
+
+    def end(self) -> ProviderEvent:
+        if self._reason is None or self._reason in BROKEN:
+            return cut_short()
+        return declined(self._reason) if self._reason in DECLINED else Finished(self._reason)
+
+
+def _failure(error: Any) -> Failed:
+    known = error_in({"error": error})
+    code = known.get("code")
+    return classify(code if isinstance(code, int) and 400 <= code < 600 else 500, known, None)
+
+
+def _used(said: _Used, before: Usage) -> Usage:
+    """Counts are of the whole answer so far; what the model thought is billed as output."""
+    asked = (said.prompt_token_count or 0) + (said.tool_use_prompt_token_count or 0)
     spent = (said.candidates_token_count or 0) + (said.thoughts_token_count or 0)
-    return Usage(said.prompt_token_count or before.input_tokens, spent or before.output_tokens)
-
-
-def _end(reason: str | None) -> ProviderEvent:
-    if reason is None:
-        return failed(FailureKind.RETRYABLE, "stream_broken", raw="ended without a finish reason")
-    if reason in DECLINED:
-        return failed(FailureKind.PERMANENT, "content_policy", raw=reason)
-    return Finished(reason)
+    return Usage(asked or before.input_tokens, spent or before.output_tokens)

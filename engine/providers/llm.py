@@ -1,67 +1,182 @@
-"""What the LLM services have in common, whichever SDK speaks to them: deadlines, progress, and how an attempt ends.
+"""What the LLM services have in common: how an attempt is asked for, read, watched, and how it ends.
 
-A service's file gives a stream of provider events and says what its SDK's exceptions mean; `watched` does the rest.
-May import `protocol` and `failures`.
+A service's file says how it is asked (`Ask`), what its stream means (a `Reader`), and what its client's exceptions mean
+(`Explain`); `answered` does the rest. Text that arrived together is told together. May import `streaming` and `sse`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import trio
+import msgspec
 
 from engine.providers.failures import failed
-from engine.providers.protocol import Failed, FailureKind, Finished, Progress, ProviderEvent, ProviderRequest, TextDelta
-from engine.providers.streaming import Deadlines, new_percent, silent
+from engine.providers.protocol import (
+    Failed,
+    FailureKind,
+    Finished,
+    Progress,
+    ProviderEvent,
+    ProviderRequest,
+    TextDelta,
+    UsageReported,
+)
+from engine.providers.sse import Decoder, EventTooLarge, ServerSentEvent
+from engine.providers.streaming import Ask, Deadlines, Problem, Stream, check
+from engine.tasks.events import Usage
+
+T = TypeVar("T")
 
 Explain = Callable[[Exception], Failed | None]
+"""What an exception of a service's client means; None: it is not the client's, and goes on as a bug."""
+
+USUAL_LIMIT = 1024
+"""Tokens that an answer is measured against when the request sets no limit."""
+THINKING = Progress(0.0, step="thinking")
+"""The model works, and says nothing yet that is for the reader."""
 
 
-async def watched(
-    request: ProviderRequest, events: AsyncGenerator[ProviderEvent, None], deadlines: Deadlines, explain: Explain
+class Reader(Protocol):
+    """Reads one answer: pure, and made anew for each. `usage` is what is known to have been used so far."""
+
+    usage: Usage | None
+
+    def read(self, event: ServerSentEvent) -> Iterable[ProviderEvent]:
+        """What an event means. `Finished` or `Failed` ends the attempt. Raises Problem: it cannot be read."""
+        ...
+
+    def end(self) -> ProviderEvent:
+        """The response ended: `Finished` or `Failed`."""
+        ...
+
+
+async def answered(
+    request: ProviderRequest, ask: Ask, reader: Reader, deadlines: Deadlines, explain: Explain
 ) -> AsyncGenerator[ProviderEvent, None]:
-    """The attempt's events with progress added, ending in `Finished` or `Failed` whatever happens on the way.
+    """The attempt's events, ending in `Finished` or `Failed` whatever happens on the way.
 
-    `explain` says what an exception of the SDK means; None: it is not the SDK's, and goes on as a bug.
+    What was used is told before the end, a bad one too: the service's bill does not ask how it ended.
     """
-    seconds, shown = deadlines.first_token, _Shown(request)
-    async with aclosing(events):
-        while True:
-            try:
-                with trio.move_on_after(seconds) as scope:
-                    event = await anext(events, None)
-            except Exception as problem:
-                failure = explain(problem)
-                if failure is None:
-                    raise
-                event = failure
-            if scope.cancelled_caught:
-                event = silent("a word", seconds)
-            event = event or failed(FailureKind.RETRYABLE, "stream_broken", raw="ended without a word")
-            yield event
-            if isinstance(event, Finished | Failed):
-                return
-            if isinstance(event, TextDelta):
-                seconds = deadlines.between_tokens
-                if (progress := shown.more()) is not None:
-                    yield progress
+    told = _Told(reader, request)
+    try:
+        async with aclosing(_read(ask, told, deadlines)) as events:
+            async for event in events:
+                yield event
+        end = told.end or reader.end()
+    except Problem as problem:
+        end = problem.failure
+    except Exception as problem:
+        failure = explain(problem)
+        if failure is None:
+            raise
+        end = failure
+    if reader.usage is not None:
+        yield UsageReported(reader.usage)
+    yield end
 
 
-class _Shown:
-    """How far an answer is, told from the pieces that came (about a token each) against the limit asked for."""
+async def _read(ask: Ask, told: _Told, deadlines: Deadlines) -> AsyncGenerator[ProviderEvent, None]:
+    stream = Stream(deadlines)
+    response = await stream.open(ask)
+    async with aclosing(response):
+        await check(response)
+        with stream.begun(response):
+            while told.end is None and (piece := await stream.piece()):
+                events = told.of(piece)
+                for event in events:
+                    yield event
+                if any(isinstance(event, TextDelta | Progress) for event in events):
+                    stream.heard(told.speaks)
 
-    def __init__(self, request: ProviderRequest) -> None:
+
+class _Told:
+    """What an answer has come to: how much was said, against the limit asked for, and the end, once there is one."""
+
+    def __init__(self, reader: Reader, request: ProviderRequest) -> None:
         limit = request.input.get("max_tokens")
-        self._limit = limit if isinstance(limit, int) and limit > 0 else 1024
+        self._limit = limit if isinstance(limit, int) and limit > 0 else USUAL_LIMIT
+        self._reader = reader
+        self._decoder = Decoder()
         self._pieces = 0
+        self.end: Finished | Failed | None = None
 
-    def more(self) -> Progress | None:
-        self._pieces += 1
-        if not new_percent(self._pieces, self._limit):
-            return None
-        return Progress(min(0.99, self._pieces / self._limit), step=f"{self._pieces} tokens")
+    @property
+    def speaks(self) -> bool:
+        """Whether there was any text."""
+        return self._pieces > 0
+
+    def of(self, piece: bytes) -> list[ProviderEvent]:
+        """What a piece of the response means, text joined, with progress where it has got on by a percent."""
+        before, events, texts = self._pieces, list[ProviderEvent](), list[str]()
+        for event in self._meant(piece):
+            if type(event) is TextDelta:
+                texts.append(event.text)
+                self._pieces += 1
+            elif isinstance(event, Finished | Failed):
+                self.end = event
+                break
+            else:
+                _flush(texts, events)
+                events.append(event)
+        _flush(texts, events)
+        if new_percent(before, self._pieces, self._limit):
+            events.append(Progress(min(1.0, self._pieces / self._limit), step=f"{self._pieces} tokens"))
+        return events
+
+    def _meant(self, piece: bytes) -> Iterator[ProviderEvent]:
+        """Ends with a failure at what cannot be read, after all that could."""
+        try:
+            for event in self._decoder.feed(piece):
+                yield from self._reader.read(event)
+        except EventTooLarge:
+            yield failed(FailureKind.RETRYABLE, "bad_response", raw="an event without end")
+        except Problem as problem:
+            yield problem.failure
+
+
+def _flush(texts: list[str], events: list[ProviderEvent]) -> None:
+    if texts:
+        events.append(TextDelta("".join(texts)))
+        texts.clear()
+
+
+def new_percent(before: int, now: int, limit: int) -> bool:
+    """Whether another percent of `limit` has begun: finer steps of progress cost CPU, and no eye sees them."""
+    return now > before and (before == 0 or 100 * now // limit > 100 * before // limit)
+
+
+def decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
+    """An event's data, read by its service's shape. Raises Problem: the service sent what is not its format."""
+    try:
+        return decoder.decode(data)
+    except UnicodeDecodeError:
+        return decoded(decoder, data.decode("utf-8", "replace").encode())  # as the standard has event streams read
+    except msgspec.MsgspecError as wrong:
+        raise Problem(failed(FailureKind.RETRYABLE, "bad_response", raw=type(wrong).__name__)) from None
+
+
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
+def kind_of(data: bytes) -> str:
+    """What an event says it is: kinds that are not known may be of any shape. Raises Problem."""
+    return decoded(_typed, data).type
+
+
+def cut_short() -> Failed:
+    """The response ended before the answer did."""
+    return failed(FailureKind.RETRYABLE, "stream_broken", raw="ended without its last word")
+
+
+def declined(why: str) -> Failed:
+    """The service, or the model, would not answer this."""
+    return failed(FailureKind.PERMANENT, "content_policy", raw=why)
 
 
 def turns(request: ProviderRequest) -> tuple[str | None, list[dict[str, str]]]:
@@ -73,14 +188,6 @@ def turns(request: ProviderRequest) -> tuple[str | None, list[dict[str, str]]]:
     if given.get("system"):
         system.insert(0, str(given["system"]))
     return "\n\n".join(system) or None, [turn for turn in said if turn["role"] != "system"]
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, when the header says so; its date form is not used by these services."""
-    try:
-        return max(0.0, float(headers.get("retry-after") or ""))
-    except ValueError:
-        return None
 
 
 def chosen(request: ProviderRequest, names: Iterable[str]) -> dict[str, Any]:

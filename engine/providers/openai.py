@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, by the official client, which runs under trio; its own retries are off.
+"""OpenAI's Responses API, asked through the official client; the stream is read here (see `sdk` why).
 
 Chat completions, OpenAI's and everybody's, are in `openai_compatible`.
 Source: OpenAI's reference on streaming responses.
@@ -6,61 +6,58 @@ Source: OpenAI's reference on streaming responses.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
+import httpx2
+import msgspec
 import openai
 
-from engine.providers.failures import classify, failed
-from engine.providers.llm import chosen, retry_after, turns, watched
-from engine.providers.protocol import (
-    Accepted,
-    Failed,
-    FailureKind,
-    Finished,
-    ProviderEvent,
-    ProviderRequest,
-    TextDelta,
-    UsageReported,
-)
+from engine.providers.failures import classify
+from engine.providers.llm import THINKING, chosen, cut_short, declined, decoded, kind_of, turns
+from engine.providers.protocol import Accepted, Finished, ProviderEvent, ProviderRequest, TextDelta
+from engine.providers.sdk import SdkProvider
+from engine.providers.sse import ServerSentEvent
 from engine.providers.streaming import Deadlines
 from engine.tasks.events import Usage
 
 PASSED_ON = ("temperature", "top_p", "reasoning", "text")
+STATUS_OF = {
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "context_length_exceeded": 400,
+    "invalid_prompt": 400,
+    "model_not_found": 404,
+}
+"""An error in the stream comes after HTTP 200: its code is all there is to go by."""
 
 
-class OpenAI:
-    """The provider. `base_url` is for gateways and tests; empty: the service's own."""
+class OpenAI(SdkProvider):
+    """The provider. `base_url` is for gateways and tests, empty: the service's own; `http` for shared connections."""
 
     name = "openai"
+    library = openai
 
-    def __init__(self, api_key: str, base_url: str = "", deadlines: Deadlines | None = None) -> None:
-        self._client = openai.AsyncOpenAI(api_key=api_key, base_url=base_url or None, max_retries=0)
-        self._deadlines = deadlines or Deadlines()
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str = "",
+        deadlines: Deadlines | None = None,
+        http: httpx2.AsyncClient | None = None,
+    ) -> None:
+        deadlines = deadlines or Deadlines()
+        timeout = httpx2.Timeout(None, connect=deadlines.connect, pool=deadlines.connect)
+        client = openai.AsyncOpenAI(
+            api_key=api_key, base_url=base_url or None, max_retries=0, timeout=timeout, http_client=http
+        )
+        super().__init__(client, deadlines)
 
-    def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """Runs one attempt; see the Protocol."""
-        return watched(request, self._events(request), self._deadlines, explain)
+    def _ask(self, request: ProviderRequest) -> Awaitable[Any]:
+        raw: Awaitable[Any] = self._client.responses.with_raw_response.create(**body(request), stream=True)
+        return raw
 
-    async def aclose(self) -> None:
-        await self._client.close()
-
-    async def _events(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        async with _closing(await self._client.responses.create(**body(request), stream=True)) as events:
-            async for event in events:
-                match event.type:
-                    case "response.created":
-                        yield Accepted(event.response.id, str(event.response.status))
-                    case "response.output_text.delta":
-                        yield TextDelta(event.delta)
-                    case "response.completed" | "response.incomplete" | "response.failed":
-                        for last in _end(event.response):
-                            yield last
-                        return
-                    case "error":
-                        yield classify(_status_of(event.code), {"code": event.code}, None)
-                        return
+    def _reader(self, request: ProviderRequest) -> ResponsesReader:
+        return ResponsesReader()
 
 
 def body(request: ProviderRequest) -> dict[str, Any]:
@@ -74,47 +71,96 @@ def body(request: ProviderRequest) -> dict[str, Any]:
     return {"model": request.slug, "input": messages, "store": False, **options}
 
 
-def explain(problem: Exception) -> Failed | None:
-    """What the client's exceptions mean."""
-    if isinstance(problem, openai.APITimeoutError):
-        return failed(FailureKind.RETRYABLE, "timeout")
-    if isinstance(problem, openai.APIConnectionError):
-        return failed(FailureKind.RETRYABLE, "provider_down", raw=type(problem.__cause__).__name__)
-    if isinstance(problem, openai.APIStatusError):
-        error = problem.body if isinstance(problem.body, dict) else {}
-        return classify(problem.status_code, error, retry_after(problem.response.headers))
-    if isinstance(problem, openai.APIError):  # an error in the stream, after HTTP 200
-        return classify(_status_of(problem.code), {"code": problem.code, "type": problem.type}, None)
-    if isinstance(problem, openai.OpenAIError | ValueError):
-        return failed(FailureKind.RETRYABLE, "bad_response", raw=type(problem).__name__)
-    return None
+# --- the stream ---------------------------------------------------------------------------------------------
 
 
-def _end(response: Any) -> list[ProviderEvent]:
-    usage = response.usage
-    events: list[ProviderEvent] = []
-    if usage is not None:
-        events.append(UsageReported(Usage(usage.input_tokens, usage.output_tokens)))
-    if response.status == "failed":
-        code = response.error.code if response.error else None
-        return [*events, classify(_status_of(code), {"code": code}, None)]
-    reason = response.incomplete_details.reason if response.incomplete_details else None
-    if reason == "content_filter":
-        return [*events, failed(FailureKind.PERMANENT, "content_policy", raw=reason)]
-    return [*events, Finished(reason or str(response.status))]
+class _Used(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
-def _status_of(code: Any) -> int:
-    """The HTTP status that an error in the stream would have had."""
-    known = {"rate_limit_exceeded": 429, "insufficient_quota": 429, "context_length_exceeded": 400}
-    return known.get(str(code), 400 if str(code).startswith("invalid") else 500)
+class _Error(msgspec.Struct):
+    code: str | None = None
+    message: str | None = None
 
 
-@asynccontextmanager
-async def _closing(stream: Any) -> AsyncGenerator[Any, None]:
-    # The client's stream leaves its inner generator open unless that is closed as well.
-    try:
-        async with aclosing(stream._iterator):
-            yield stream
-    finally:
-        await stream.close()
+class _Incomplete(msgspec.Struct):
+    reason: str | None = None
+
+
+class _Response(msgspec.Struct):
+    id: str = ""
+    status: str = ""
+    usage: _Used | None = None
+    error: _Error | None = None
+    incomplete_details: _Incomplete | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    delta: Any = None
+    response: _Response | None = None
+    code: str | None = None
+    message: str | None = None
+    error: _Error | None = None
+
+
+_events = msgspec.json.Decoder(_Event)
+_KNOWN = frozenset(
+    {
+        "response.created",
+        "response.output_text.delta",
+        "response.refusal.delta",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+        "error",
+    }
+)
+
+
+class ResponsesReader:
+    """Reads one answer of the Responses API."""
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self._refused = False
+
+    def read(self, event: ServerSentEvent) -> Iterable[ProviderEvent]:
+        kind = "" if event.data == b"[DONE]" else kind_of(event.data)
+        if kind.startswith("response.reasoning"):
+            return (THINKING,)
+        if kind not in _KNOWN:
+            return ()
+        said = decoded(_events, event.data)
+        match kind:
+            case "response.output_text.delta":
+                return (TextDelta(str(said.delta)),) if said.delta else ()
+            case "response.created" if said.response:
+                return (Accepted(said.response.id, said.response.status),)
+            case "response.completed" | "response.incomplete" | "response.failed" if said.response:
+                return (self._ended(said.response),)
+            case "error":
+                return (_failure(said.error or _Error(said.code, said.message)),)
+            case "response.refusal.delta":
+                self._refused = True
+        return ()
+
+    def end(self) -> ProviderEvent:
+        return cut_short()
+
+    def _ended(self, response: _Response) -> ProviderEvent:
+        if response.usage is not None:
+            self.usage = Usage(response.usage.input_tokens, response.usage.output_tokens)
+        if response.status == "failed":
+            return _failure(response.error or _Error())
+        reason = response.incomplete_details.reason if response.incomplete_details else None
+        if reason == "content_filter" or self._refused:
+            return declined(reason or "refusal")
+        return Finished(reason or response.status)
+
+
+def _failure(error: _Error) -> ProviderEvent:
+    code = str(error.code)
+    status = STATUS_OF.get(code, 400 if code.startswith("invalid") else 500)
+    return classify(status, {"code": error.code, "message": error.message}, None)

@@ -1,24 +1,29 @@
-"""A request whose answer is a stream of server-sent events, on httpx: every wait has a deadline, every fault a meaning.
+"""The way of a stream of tokens from a service: when a wait has lasted too long, and what an answer's head says.
 
-What is in the events is the provider's matter. May import httpx, `sse` and `failures`.
+Works on responses of httpx and of httpx2 (the SDKs'), which look alike. What is in the stream is the readers' matter.
+May import `failures`, `pace` and the names of `engine.http`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
 
-import httpx
 import msgspec
 import trio
 from attrs import evolve, frozen
 
+from engine.http.transport import GATHERS
 from engine.providers.failures import classify, failed
+from engine.providers.pace import EVERYBODYS, Pace
 from engine.providers.protocol import Failed, FailureKind
-from engine.providers.sse import Decoder, EventTooLarge, ServerSentEvent
 
 MAX_ERROR_BYTES = 65_536
+ERROR_PATIENCE = 5.0
+"""Seconds for the body of a refusal."""
 
 
 @frozen
@@ -38,52 +43,109 @@ class Problem(Exception):
         self.failure = failure
 
 
-async def server_sent_events(
-    client: httpx.AsyncClient, request: httpx.Request, deadlines: Deadlines
-) -> AsyncGenerator[ServerSentEvent, None]:
-    """Sends `request` and gives the events as they come, to the end of the response. Raises Problem."""
-    try:
-        with trio.move_on_after(deadlines.first_token) as scope:
-            response = await client.send(request, stream=True)
-        if scope.cancelled_caught:
-            raise Problem(silent("an answer", deadlines.first_token))
-        async with aclosing(response):
-            await _check(response)
-            async with aclosing(_events(response, deadlines)) as events:
-                async for event in events:
-                    yield event
-    except httpx.TransportError as wrong:
-        raise Problem(_broken(wrong)) from wrong
+class Response(Protocol):
+    """As much of a response as is needed, with its body still to come."""
+
+    @property
+    def status_code(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def extensions(self) -> Mapping[str, Any]: ...
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None: ...
 
 
-async def _events(response: httpx.Response, deadlines: Deadlines) -> AsyncGenerator[ServerSentEvent, None]:
-    decoder, chunks = Decoder(), response.aiter_bytes()
-    seconds = deadlines.first_token
-    deadline = trio.current_time() + seconds
-    while True:
-        with trio.move_on_at(deadline) as scope:
-            chunk = await anext(chunks, None)
-        if scope.cancelled_caught:
-            raise Problem(silent("a token", seconds))
-        if chunk is None:
+Ask = Callable[[], Awaitable[Response]]
+"""Sends the request and answers when the response's head is there; what it raises is explained by who made it."""
+
+
+class Stream:
+    """One answer on its way: `open`; within `begun`, `piece` until it is empty; `heard` after each that held a word."""
+
+    def __init__(self, deadlines: Deadlines, pace: Pace = EVERYBODYS) -> None:
+        self._between = deadlines.between_tokens
+        self._pace = pace
+        self._limit = deadlines.first_token
+        self._deadline = trio.current_time() + self._limit
+        self._read_at: float | None = None
+        self._gathers = False
+        self._speaks = False
+
+    async def open(self, ask: Ask) -> Response:
+        """Asks. Raises Problem when no answer comes in time."""
+        with trio.move_on_at(self._deadline):
+            return await ask()
+        raise Problem(silent("an answer", self._limit))
+
+    @contextmanager
+    def begun(self, response: Response) -> Iterator[None]:
+        """Reads this response's body, for the length of the block."""
+        self._chunks = aiter(response.aiter_bytes())
+        self._gathers = bool(response.extensions.get(GATHERS))
+        with self._pace.joined():
+            yield
+
+    async def piece(self) -> bytes:
+        """More of the body, empty at its end. Raises Problem when nothing comes in time."""
+        if self._read_at is not None:
+            await self._pace.rest(self._read_at)
+        with trio.move_on_at(self._deadline):
+            piece = await anext(self._chunks, b"")
+            if self._speaks and self._gathers:
+                self._read_at = trio.current_time()
+            return piece
+        raise Problem(silent("a token", self._limit))
+
+    def heard(self, text: bool) -> None:
+        """The service works: the wait begins anew, now that our own reader has dealt with what came."""
+        self._limit = self._between
+        self._deadline = trio.current_time() + self._limit
+        self._speaks = self._speaks or text
+
+
+async def check(response: Response) -> None:
+    """Raises Problem unless the response is a stream of events."""
+    if response.status_code == 200:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "text/event-stream":
             return
-        for event in _fed(decoder, chunk):
-            seconds = deadlines.between_tokens
-            yield event
-            deadline = trio.current_time() + seconds  # the time our own reader took does not count
+        raise Problem(failed(FailureKind.RETRYABLE, "bad_response", raw="content type"))
+    error: dict[str, Any] = {}
+    with trio.move_on_after(ERROR_PATIENCE):
+        error = await _error_of(response)
+    raise Problem(classify(response.status_code, error, retry_after(response.headers)))
 
 
-def _fed(decoder: Decoder, chunk: bytes) -> Iterator[ServerSentEvent]:
+async def _error_of(response: Response) -> dict[str, Any]:
+    said = b""
+    async for chunk in response.aiter_bytes():
+        said += chunk
+        if len(said) > MAX_ERROR_BYTES:
+            return {}
     try:
-        yield from decoder.feed(chunk)
-    except EventTooLarge as wrong:
-        raise Problem(failed(FailureKind.RETRYABLE, "bad_response")) from wrong
+        return error_in(msgspec.json.decode(said))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
 
 
-def new_percent(done: int, limit: int) -> bool:
-    """Whether the last of `done` pieces has begun another percent of `limit`: finer steps of progress cost CPU at
-    every token, and no eye sees them."""
-    return done <= 1 or 100 * done // limit > 100 * (done - 1) // limit
+def error_in(body: Any) -> dict[str, Any]:
+    """The error object of a service's answer, whether it stands alone or under `error`; empty when there is none.
+
+    Gemini's answers to some requests are a list of one; its `status` is what others call `type`.
+    """
+    if isinstance(body, list) and body:
+        body = body[0]
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, str):
+        return {"message": error}
+    if not isinstance(error, dict):
+        return {}
+    return {"type": error["status"], **error} if "status" in error else error
 
 
 def silent(what: str, seconds: float) -> Failed:
@@ -92,41 +154,39 @@ def silent(what: str, seconds: float) -> Failed:
     return evolve(failure, message=f"The provider sent nothing for {seconds:g} s: {what} was due.")
 
 
-def _broken(wrong: httpx.TransportError) -> Failed:
-    if isinstance(wrong, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-        return failed(FailureKind.RETRYABLE, "provider_down", raw=type(wrong).__name__)
-    return failed(FailureKind.RETRYABLE, "stream_broken", raw=type(wrong).__name__)
-
-
-async def _check(response: httpx.Response) -> None:
-    """Raises Problem unless the response is a stream of events."""
-    if response.status_code == 200:
-        if response.headers.get("content-type", "").startswith("text/event-stream"):
-            return
-        raise Problem(failed(FailureKind.RETRYABLE, "bad_response", raw="content type"))
-    with trio.move_on_after(5):
-        error = await _error_of(response)
-        raise Problem(classify(response.status_code, error, _retry_after(response)))
-    raise Problem(classify(response.status_code, {}, _retry_after(response)))
-
-
-async def _error_of(response: httpx.Response) -> dict[str, Any]:
-    said = b""
-    async for chunk in response.aiter_bytes():
-        said += chunk
-        if len(said) > MAX_ERROR_BYTES:
-            return {}
-    try:
-        error = msgspec.json.decode(said)
-    except msgspec.MsgspecError:
-        return {}
-    error = error.get("error") if isinstance(error, dict) else None
-    return error if isinstance(error, dict) else {}
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds, when the header says so; its date form is not used by these services."""
-    try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
+def trouble(library: Any, problem: Exception) -> Failed | None:
+    """What an exception of httpx (or httpx2, as `library`) means; None: it is none of its."""
+    if not isinstance(problem, library.RequestError):
         return None
+    if isinstance(problem, library.ConnectError | library.ConnectTimeout | library.PoolTimeout):
+        code = "provider_down"  # nothing was sent
+    elif isinstance(problem, library.DecodingError | library.LocalProtocolError):
+        code = "bad_response"
+    else:
+        code = "stream_broken"
+    return failed(FailureKind.RETRYABLE, code, raw=type(problem).__name__)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from the header in either of its forms (RFC 9110, 10.2.3), or OpenAI's own in milliseconds."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        said = headers.get(name)
+        if said is None:
+            continue
+        try:
+            seconds = float(said) * unit
+        except ValueError:
+            seconds = _until(said)
+        if 0 <= seconds < float("inf"):
+            return seconds
+    return None
+
+
+def _until(date: str) -> float:
+    """Seconds until an HTTP date; 0 when it is over, and below when it is none."""
+    try:
+        at = parsedate_to_datetime(date)
+    except ValueError:
+        return -1.0
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return max(0.0, (at - datetime.now(UTC)).total_seconds())
