@@ -155,7 +155,7 @@ class Http1:
         head = read_head(data[:end])
         self._rest, self._seen = b"", 0
         self.requests += 1
-        self.body = Body(head.length, self.settings.max_body, self.budget)
+        self.body = Body(head.length, self.settings.most_for(head.target), self.budget)
         self.exchange = self._begin(self, head)
         self._take_body(data[end:])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Mapping
+
+from attrs import field, frozen
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -34,6 +36,8 @@ class EndpointSettings:
     # HTTP
     max_header: int = 16 * KIB
     max_body: int = 1 * MIB
+    large_bodies: Mapping[bytes, int] = field(factory=dict)
+    """Paths that take more, and how much. The application reads such a body as it comes, within bounds of its own."""
     header_timeout: float = 10.0
     """From a request's first byte (or a connection's beginning) to the end of its headers."""
     keep_alive_timeout: float = 60.0
@@ -58,3 +62,7 @@ class EndpointSettings:
     # the end
     drain_timeout: float = 10.0
     """From the beginning of a drain until whoever is still there is dropped."""
+
+    def most_for(self, target: bytes) -> int:
+        """Bytes that a body sent to this request target may have."""
+        return self.large_bodies.get(target.partition(b"?")[0], self.max_body) if self.large_bodies else self.max_body

@@ -13,9 +13,10 @@ from typing import Any
 import trio
 
 from engine.errors import UserError
+from web.endpoint.call import WHOLE_BODY
 from web.http.exchange import Answer
-from web.http.house import House, Limits
-from web.http.perform import Incoming, concluded, incoming, perform, refusal
+from web.http.house import House
+from web.http.perform import Incoming, concluded, incoming, parse_query, perform, refusal
 from web.http.route import Route
 
 Scope = dict[str, Any]
@@ -35,7 +36,10 @@ async def serve(house: House, route: Route, scope: Scope, receive: Receive, send
     """Reads the body, performs the route, writes the answer."""
     head = incoming(scope)
     try:
-        body = await read_body(head, receive, house.limits)
+        limit = (route.most and route.most(parse_query(head.raw_query))) or house.limits.body
+        body = whole_body(scope, limit)
+        if body is None:
+            body = await read_body(head, receive, limit, house.limits.body_timeout)
     except ClientLeft:
         return
     except UserError as error:
@@ -44,17 +48,21 @@ async def serve(house: House, route: Route, scope: Scope, receive: Receive, send
     await write(send, await perform(house, route, head, {}, body))
 
 
-async def read_body(head: Incoming, receive: Receive, limits: Limits) -> bytes:
+def whole_body(scope: Scope, limit: int) -> bytes | None:
+    """The body when it came together with the head, as nearly always. Raises UserError `body_too_large`."""
+    at_once: Callable[[], bytes | None] | None = scope.get("extensions", {}).get(WHOLE_BODY)
+    body = at_once() if at_once is not None else None
+    if body is not None:
+        within(body, limit)
+    return body
+
+
+async def read_body(head: Incoming, receive: Receive, limit: int, timeout: float) -> bytes:
     """The whole body. Raises UserError `body_too_large` or `request_timeout`, or ClientLeft."""
-    check_length(head.headers.get("content-length"), limits.body)
-    with trio.move_on_after(limits.body_timeout):
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            body: bytes = message.get("body", b"")
-            within(body, limits.body)
-            return body
-        return await _gather(message, receive, limits.body)
-    raise UserError("request_timeout", f"The body must arrive within {limits.body_timeout:.0f} seconds.")
+    check_length(head.headers.get("content-length"), limit)
+    with trio.move_on_after(timeout):
+        return await _gather(await receive(), receive, limit)
+    raise UserError("request_timeout", f"The body must arrive within {timeout:.0f} seconds.")
 
 
 async def _gather(message: Message, receive: Receive, limit: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import frozen
@@ -26,7 +27,8 @@ class Parameter:
 class Route:
     """One call of the API. `path` is in Quart's notation; `refusals` are the codes of `problems.KNOWN` it can answer
     beside those that every call can (`unauthorized`, `internal_error`, …). `direct`: often called, and served past the
-    web framework (`web.http.direct`); its path has no arguments."""
+    web framework (`web.http.direct`); its path has no arguments. `most`: how many bytes a direct request's body
+    may have, told from its query before it is read; None: the house's limit."""
 
     method: str
     path: str
@@ -40,6 +42,7 @@ class Route:
     operator: bool = False
     open: bool = False
     direct: bool = False
+    most: Callable[[Mapping[str, str]], int | None] | None = None
     media_type: str = "application/json"
     tag: str = "tasks"
 

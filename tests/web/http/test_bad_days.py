@@ -23,7 +23,7 @@ from web.http import direct
 from web.http.app import create_app
 from web.http.exchange import Answer, Ask
 from web.http.health import readiness
-from web.http.house import House, Limits
+from web.http.house import House
 from web.http.perform import incoming
 from web.http.route import Route
 
@@ -152,7 +152,7 @@ async def test_a_body_that_does_not_come_is_408(autojump_clock: trio.testing.Moc
         raise AssertionError
 
     with pytest.raises(UserError) as caught:
-        await direct.read_body(head, receive, Limits(body_timeout=30))
+        await direct.read_body(head, receive, limit=1000, timeout=30)
     assert caught.value.code == "request_timeout"
     assert trio.current_time() >= 30
 
