@@ -18,13 +18,15 @@ from engine.otp.slot import Slot
 
 @define(eq=False)
 class Child:
-    """A child as its supervisor keeps it. `attempt` numbers the restarts that are due later."""
+    """A child as its supervisor keeps it. `attempt` numbers the restarts that are due later; `done`: it has ended by
+    itself, as it was to."""
 
     spec: ChildSpec
     pid: Pid | None = None
     last_pid: Pid | None = None
     restarting: bool = False
     waiting: bool = False
+    done: bool = False
     attempt: int = 0
     restarts: int = 0
     failures: int = 0
@@ -33,12 +35,12 @@ class Child:
     def up(self, pid: Pid, now: float) -> None:
         self.pid = self.last_pid = pid
         self.started_at = now
-        self.restarting = self.waiting = False
+        self.restarting = self.waiting = self.done = False
 
     def down(self) -> None:
         """Not running and not to be: a restart that is still due is off."""
         self.pid = None
-        self.restarting = self.waiting = False
+        self.restarting = self.waiting = self.done = False
 
     def retry(self, waiting: bool) -> int:
         """Notes that a restart is due later; `waiting`: after a back-off that has been counted. Answers its number."""

@@ -52,7 +52,8 @@ class ProcessInfo:
 
 @frozen
 class Branch:
-    """One process of the tree, or a child that is down. `count` is how many children it has; of a dynamic supervisor
+    """One process of the tree, or a child that is not running: `restarting`, `done` (it ended normally, by itself) or
+    `down`. `count` is how many children it has; of a dynamic supervisor
     `children` are the first page only. `started_at` is Unix time in seconds."""
 
     id: Any
@@ -182,5 +183,5 @@ def _child(process: Process, child: Child, deeper: int) -> Branch:
     if below is not None:
         return _node(below, child.spec.id, child.restarts, deeper)
     kind = getattr(child.spec.start.subject, "__name__", "?")
-    status = "restarting" if child.restarting else "down"
+    status = "restarting" if child.restarting else "done" if child.done else "down"
     return Branch(child.spec.id, None, kind, status, restarts=child.restarts)

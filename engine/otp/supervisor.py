@@ -56,6 +56,7 @@ from engine.otp.messages import ExitSignal
 from engine.otp.pid import Pid
 from engine.otp.process import Process
 from engine.otp.reasons import (
+    NORMAL,
     NOT_FOUND,
     RESTARTING,
     RUNNING,
@@ -313,6 +314,7 @@ async def _ended(me: Process, family: Family, child: Child, reason: Reason) -> N
     del family.by_pid[pid]
     child.last_pid = pid
     child.down()
+    child.done = reason is NORMAL
     decision = decide(spec.restart, reason)
     if decision is Decision.START_AGAIN or not is_clean(reason):
         report(me, "child_terminated", spec.id, pid, reason)

@@ -12,6 +12,7 @@ from engine.otp import (
     KILL,
     NORMAL,
     SHUTDOWN,
+    TRANSIENT,
     UNIQUE,
     CallFailed,
     DynamicSupervisor,
@@ -30,9 +31,11 @@ from engine.otp import (
     introspect,
     link,
     receive,
+    restart_child,
     spawn,
     start_child,
     stop,
+    terminate_child,
     trace,
 )
 from engine.otp.reports import CrashReport, ProgressReport, SupervisorReport
@@ -196,6 +199,24 @@ async def test_the_tree_shows_every_process_with_its_state_and_counts(node: Node
     assert (many.count, len(many.children)) == (5, 2)
     page = introspect.children("many", offset=3, limit=10)
     assert [branch.names for branch in page] == [("c3",), ("c4",)]
+
+
+async def test_a_child_that_ended_as_it_was_to_is_shown_as_done_and_one_that_was_stopped_as_down(
+    node: Node, diary: Diary
+) -> None:
+    root = await Supervisor.start_link([child(diary, "a", restart=TRANSIENT), child(diary, "b", restart=TRANSIENT)])
+
+    def statuses() -> list[str]:
+        tree = introspect.tree(root)
+        assert tree is not None
+        return [branch.status for branch in tree.children]
+
+    await stop("a")
+    await terminate_child(root, "b")
+    await settle()
+    assert statuses() == ["done", "down"]
+    await restart_child(root, "a")
+    assert statuses() == ["waiting", "down"]
 
 
 async def test_info_tells_all_about_one_process(node: Node, diary: Diary) -> None:
