@@ -1,7 +1,9 @@
 """Brings a database's schema up to date: plain SQL files, applied by yoyo under an advisory lock of PostgreSQL.
 
 yoyo's own lock is a row, which a killed process would leave behind for ever; an advisory lock ends with its
-connection. When all is applied already this costs one connection and one query. Blocking: call in a thread.
+connection. And yoyo notes a migration in another transaction than the one that applies it: who was killed between the
+two could never start again. Here both are one. When all is applied already this costs one connection and one query.
+Blocking: call in a thread.
 May import psycopg and yoyo, nothing of ours.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +59,19 @@ def _apply(conninfo: str, folders: Iterable[Path]) -> None:
     from yoyo.connections import parse_uri
 
     class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
-        """yoyo's, connecting with any libpq connection string: its own URIs know no socket folders."""
+        """yoyo's, for a caller who may be killed at any instant and who holds an advisory lock."""
 
         def connect(self, dburi: object) -> psycopg.Connection[Any]:
+            # any connection string of libpq: yoyo's own URIs know no socket folders
             return psycopg.connect(conninfo, autocommit=True)
+
+        def lock(self, timeout: float = 0.0) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        def apply_one(self, migration: yoyo.migrations.Migration, force: bool = False, mark: bool = True) -> None:
+            with self.transaction():
+                migration.process_steps(self, "apply")
+                self.mark_one(migration)
 
     for name in ("yoyo", "yoyo.migrations", "yoyo.backends"):
         logging.getLogger(name).setLevel(logging.WARNING)

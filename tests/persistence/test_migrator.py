@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 
 import psycopg
 import pytest
@@ -51,6 +52,33 @@ def test_one_that_was_killed_leaves_no_lock(empty: str, folder: Path) -> None:
     killed = psycopg.connect(empty, autocommit=True)
     killed.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
     killed.close()
+    assert migrate(empty, [folder]) == ("0001.first",)
+
+
+def test_one_that_is_killed_before_it_is_noted_is_undone_and_applied_again(empty: str, folder: Path) -> None:
+    """The table of what was applied is held, so that the migration is done and cannot be noted; then it is killed."""
+    migrate(empty, [folder])
+    (folder / "0002.second.sql").write_text("CREATE TABLE two (n int)")
+    with psycopg.connect(empty) as holder, ThreadPoolExecutor(1) as thread:
+        holder.execute("LOCK TABLE _yoyo_migration, _yoyo_log IN EXCLUSIVE MODE")
+        killed = thread.submit(migrate, empty, [folder])
+        waiting = "SELECT pid FROM pg_locks WHERE NOT granted AND relation::regclass::text LIKE '_yoyo%'"
+        while not (pids := holder.execute(waiting).fetchall()):
+            sleep(0.01)
+        holder.execute("SELECT pg_terminate_backend(%s)", pids[0])
+        with pytest.raises(psycopg.OperationalError):
+            killed.result(timeout=20)
+    assert tables(empty) == {"one"}
+    assert migrate(empty, [folder]) == ("0002.second",)
+    assert tables(empty) == {"one", "two"}
+
+
+def test_the_lock_row_that_a_killed_one_may_have_left_is_passed_over(empty: str, folder: Path) -> None:
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE yoyo_lock (locked int PRIMARY KEY DEFAULT 1, ctime timestamp, pid int NOT NULL)"
+        )
+        connection.execute("INSERT INTO yoyo_lock VALUES (1, now(), 4711)")
     assert migrate(empty, [folder]) == ("0001.first",)
 
 
