@@ -4,7 +4,7 @@
 ALTER TABLE predictions
     ADD COLUMN in_doubt boolean NOT NULL DEFAULT false,
     ADD COLUMN duplicates integer;
-CREATE INDEX predictions_in_doubt ON predictions (provider, id) WHERE in_doubt;
+CREATE INDEX predictions_in_doubt ON predictions (provider, id) WHERE in_doubt OR provider_completed_at IS NULL;
 
 -- A deleted task's duplicates stay on the bill.
 ALTER TABLE usage_of_deleted ADD COLUMN duplicates bigint;
