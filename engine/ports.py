@@ -47,6 +47,13 @@ class PredictionChange:
     usage: Usage | None = None
     started_at: float | None = None
     completed_at: float | None = None
+    held_by: str | None = None
+    held_since: float | None = None
+    """Since when (Unix time), and on which server's disk, its result waits to be stored. The first time stands."""
+    in_doubt: bool | None = None
+    """True: more may be at work for it at the provider, or be paid, than is on record. None leaves it as it was."""
+    duplicates: int | None = None
+    """Calls that were or may have been paid beside the one that counts."""
 
 
 @frozen
@@ -171,6 +178,10 @@ class TaskStore(Protocol):
 
     async def open_prediction(self, task_id: UUID) -> PredictionChange | None:
         """The latest prediction of a task whose end is not known: one to adopt instead of buying another."""
+        ...
+
+    async def open_attempts(self, attempts: Sequence[UUID]) -> frozenset[UUID]:
+        """Those of these attempts whose end is not on record, of tasks that are not over."""
         ...
 
 

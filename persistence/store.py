@@ -44,8 +44,9 @@ TASK: LiteralString = """
 """
 
 OUTPUT: LiteralString = """
-    index, type, format, cloud_url AS content_url, content_type, file_size_bytes, sha256, object_name, temporary_url,
-    dimensions, duration_seconds, metadata, extract(epoch FROM expires_at)::float8 AS expires_at
+    o.index, o.type, o.format, o.cloud_url AS content_url, o.content_type, o.file_size_bytes, o.sha256, o.object_name,
+    o.temporary_url, o.dimensions, o.duration_seconds, o.metadata,
+    extract(epoch FROM o.expires_at)::float8 AS expires_at
 """
 
 # The user's id is fetched first and the rest follows tasks_history: newest first, no sort, whatever the table's size.
@@ -79,9 +80,17 @@ AHEAD: LiteralString = """
 KNOWN_PREDICTION: LiteralString = "SELECT 1 FROM predictions WHERE provider = %s AND external_id = %s"
 OPEN_PREDICTION: LiteralString = """
     SELECT id, task_id, attempt, provider, status, input, external_id, output, logs, metrics, error_message,
-        extract(epoch FROM provider_started_at)::float8 AS started_at
+        extract(epoch FROM provider_started_at)::float8 AS started_at, held_by,
+        extract(epoch FROM held_since)::float8 AS held_since,
+        nullif(jsonb_strip_nulls(jsonb_build_object('input_tokens', input_tokens, 'output_tokens', output_tokens,
+            'predict_seconds', predict_seconds, 'cost', cost_estimate)), '{}') AS usage
     FROM predictions WHERE task_id = %s AND provider_completed_at IS NULL
     ORDER BY attempt DESC, created_at DESC LIMIT 1
+"""
+
+OPEN_ATTEMPTS: LiteralString = """
+    SELECT p.id FROM predictions p JOIN tasks t ON t.id = p.task_id
+    WHERE p.id = ANY(%s) AND p.provider_completed_at IS NULL AND t.status IN ('queued', 'processing')
 """
 
 
@@ -194,7 +203,13 @@ class PostgresTaskStore:
             cursor = connection.cursor(row_factory=dict_row)
             await cursor.execute(OPEN_PREDICTION, (task_id,))
             row = await cursor.fetchone()
-        return PredictionChange(**row) if row else None
+        return PredictionChange(**row | {"usage": Usage(**row["usage"]) if row["usage"] else None}) if row else None
+
+    async def open_attempts(self, attempts: Sequence[UUID]) -> frozenset[UUID]:
+        """Those of these attempts whose end is not on record, of tasks that are not over."""
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(OPEN_ATTEMPTS, (list(attempts),))
+            return frozenset([row[0] for row in await cursor.fetchall()])
 
     async def knows_prediction(self, provider: str, external_id: str) -> bool:
         """Whether an attempt of ours, of any task, has this prediction on record. Raises StorageDown."""
@@ -253,7 +268,10 @@ def replay(state: TaskState | None, events: Iterable[TaskEvent]) -> TaskState | 
 
 
 async def _outputs(connection: TrioConnection, task_ids: list[UUID]) -> dict[UUID, tuple[Output, ...]]:
-    query: LiteralString = f"SELECT task_id, {OUTPUT} FROM outputs WHERE task_id = ANY(%s) ORDER BY task_id, index"
+    query: LiteralString = f"""
+        SELECT o.task_id, {OUTPUT} FROM tasks t JOIN outputs o ON o.task_id = t.id AND o.attempt = t.attempt
+        WHERE t.id = ANY(%s) ORDER BY o.task_id, o.index
+    """
     outputs: defaultdict[UUID, tuple[Output, ...]] = defaultdict(tuple)
     if task_ids:
         cursor = connection.cursor(row_factory=dict_row)

@@ -1,37 +1,47 @@
 """Gets an output's bytes, from the provider's URL, a data URL or memory, as chunks that never pile up.
 
-Every redirect is checked as the first URL was. Sizes and times are bounded. May import httpcore and `guard`.
+Every redirect is checked as the first URL was. Sizes and times are bounded by whoever reads. One try: who asks again,
+and when, is decided elsewhere. May import httpcore and `guard`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import AsyncIterator, Mapping
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from urllib.parse import unquote_to_bytes, urljoin
+from urllib.parse import SplitResult, urljoin, urlunsplit
 
 import httpcore
 import trio
 from attrs import frozen
 
-from engine.outputs.errors import OutputRefused
+from engine.outputs.data_url import read_data_url
+from engine.outputs.errors import Cure, OutputRefused, bad, unavailable
 from engine.outputs.guard import Policy, check_url, guarded_pool
 from engine.providers.protocol import OutputReady
 
 __all__ = ["Fetcher", "Policy", "Source"]
 
 REDIRECTS = (301, 302, 303, 307, 308)
-GONE = (403, 404, 410)
+GONE = (401, 403, 404, 410)
+"""What file servers say of a link that has expired, or of a file that is no more."""
 CHUNK = 64 * 1024
+BROKEN = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    OSError,
+)
 
 
 @frozen
 class Source:
-    """An output being read. `declared_type` is what the other side calls it: a hint, never believed."""
+    """An output being read. `size` is what the other side says it will be: a hint, never believed."""
 
     chunks: AsyncIterator[bytes]
-    declared_type: str | None = None
+    size: int | None = None
 
 
 class Fetcher:
@@ -44,85 +54,115 @@ class Fetcher:
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
         redirects: int = 5,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._policy = policy
         self._headers = dict(headers or {})
         self._timeouts = {"connect": 10.0, "read": timeout, "write": timeout, "pool": timeout}
         self._redirects = redirects
-        self._pool = guarded_pool(policy)
+        self._pool = guarded_pool(policy, context)
 
     @asynccontextmanager
     async def open(self, event: OutputReady) -> AsyncIterator[Source]:
         """The bytes of an output. Raises OutputRefused here or while they are read."""
         if event.data is not None:
-            yield Source(_slices(event.data), event.content_type)
+            yield Source(_each(_slices(event.data)), len(event.data))
         elif event.url is None:
-            raise OutputRefused("no_output", "The provider announced an output without content.", "Try again.", True)
+            raise bad("The provider announced an output without content.")
         elif event.url.startswith("data:"):
-            declared, data = decode_data_url(event.url)
-            yield Source(_slices(data), declared)
+            yield Source(_each(read_data_url(event.url).slices()))
         else:
             async with self._get(event.url) as response:
-                yield Source(_body(response), _header(response, b"content-type"))
+                yield Source(_body(response), _length(response))
 
     @asynccontextmanager
     async def _get(self, url: str) -> AsyncIterator[httpcore.Response]:
         origin = check_url(url, self._policy).netloc
         for _ in range(self._redirects + 1):
-            headers = self._headers if check_url(url, self._policy).netloc == origin else {}
+            parts = check_url(url, self._policy)
+            request = self._request(parts, self._headers if parts.netloc == origin else {})
             with _translated():
-                response = await self._pool.handle_async_request(self._request(url, headers))
+                response = await self._pool.handle_async_request(request)
             try:
                 if response.status not in REDIRECTS:
                     _check_status(response.status)
                     yield response
                     return
-                url = urljoin(url, _header(response, b"location") or "")
+                url = _next(url, _header(response, b"location"))
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(1):
                     await response.aclose()
-        raise OutputRefused("too_many_redirects", "The provider's output URL redirects in circles.", "Try again.", True)
+        words = "The provider's output URL redirects in circles."
+        raise OutputRefused("too_many_redirects", words, "It is tried again by itself.", Cure.WAIT)
 
-    def _request(self, url: str, headers: Mapping[str, str]) -> httpcore.Request:
-        parts = check_url(url, self._policy)
+    def _request(self, parts: SplitResult, headers: Mapping[str, str]) -> httpcore.Request:
         every = {"Host": parts.netloc, "Accept": "*/*", "Accept-Encoding": "identity", **headers}
-        return httpcore.Request("GET", url, headers=list(every.items()), extensions={"timeout": self._timeouts})
+        target = urlunsplit(parts._replace(fragment=""))
+        return httpcore.Request("GET", target, headers=list(every.items()), extensions={"timeout": self._timeouts})
 
     async def aclose(self) -> None:
         await self._pool.aclose()
 
 
-def decode_data_url(url: str) -> tuple[str | None, bytes]:
-    """The media type and the bytes of a data URL (RFC 2397). Raises OutputRefused."""
-    head, comma, body = url.removeprefix("data:").partition(",")
-    declared = head.partition(";")[0] or None
-    try:
-        if not comma:
-            raise ValueError("no comma")
-        data = base64.b64decode(body, validate=False) if head.endswith(";base64") else unquote_to_bytes(body)
-    except (ValueError, binascii.Error):
-        raise OutputRefused("bad_output", "The provider's data URL cannot be decoded.", "Try again.", True) from None
-    return declared, data
+def _slices(data: bytes) -> Iterable[bytes]:
+    return (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
 
 
-async def _slices(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), CHUNK):
-        yield data[start : start + CHUNK]
+async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        await trio.lowlevel.checkpoint()
 
 
 async def _body(response: httpcore.Response) -> AsyncIterator[bytes]:
+    """What the server sends. One that compresses although we asked it not to is undone, a piece at a time: who reads
+    counts what comes out, so that a bomb ends at the limit like any other file."""
+    encoding = (_header(response, b"content-encoding") or "identity").strip().lower()
     with _translated():
+        if encoding in ("identity", ""):
+            async for chunk in response.aiter_stream():
+                yield chunk
+        elif encoding in ("gzip", "x-gzip", "deflate"):
+            async for chunk in _inflated(response):
+                yield chunk
+        else:
+            raise unavailable(f"it is encoded as {encoding[:20]}")
+
+
+async def _inflated(response: httpcore.Response) -> AsyncIterator[bytes]:
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
         async for chunk in response.aiter_stream():
-            yield chunk
+            while chunk and not inflate.eof:
+                yield inflate.decompress(chunk, CHUNK)
+                chunk = inflate.unconsumed_tail
+                await trio.lowlevel.checkpoint()
+        if not inflate.eof:
+            raise unavailable("its compression breaks off")
+    except zlib.error:
+        raise unavailable("its compression is broken") from None
+
+
+def _next(url: str, location: str | None) -> str:
+    try:
+        return urljoin(url, location or "")
+    except ValueError:
+        raise unavailable("it redirects to nowhere") from None
 
 
 def _check_status(status: int) -> None:
     if status in GONE:
-        raise OutputRefused("output_expired", "The provider no longer has the output.", "Run the task again.", True)
-    if status >= 400:
-        raise OutputRefused("output_unavailable", f"The provider's file server answered {status}.", "Try again.", True)
+        words = "The provider's link to the output does not work any more."
+        raise OutputRefused("output_expired", words, "Run the task again: it is bought anew.", Cure.FRESH)
     if status != 200:
-        raise OutputRefused("output_unavailable", f"The provider's file server answered {status}.", "Try again.", True)
+        raise unavailable(f"its file server answered {status}")
+
+
+def _length(response: httpcore.Response) -> int | None:
+    length = _header(response, b"content-length") or ""
+    return (
+        int(length) if length.isdecimal() and len(length) < 16 and not _header(response, b"content-encoding") else None
+    )
 
 
 def _header(response: httpcore.Response, name: bytes) -> str | None:
@@ -130,12 +170,11 @@ def _header(response: httpcore.Response, name: bytes) -> str | None:
 
 
 class _translated:
-    """Network errors as what they mean for the task: another attempt may do better."""
+    """Network errors as what they mean for the task: the same again may do better."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _: object, problem: BaseException | None, __: object) -> None:
-        if isinstance(problem, httpcore.TimeoutException | httpcore.NetworkError | httpcore.ProtocolError | OSError):
-            words = f"The provider's output could not be fetched ({type(problem).__name__})."
-            raise OutputRefused("output_unavailable", words, "Try again.", True) from problem
+        if isinstance(problem, BROKEN):
+            raise unavailable(type(problem).__name__) from problem

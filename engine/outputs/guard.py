@@ -10,8 +10,8 @@ from __future__ import annotations
 import ssl
 import typing
 from collections.abc import Iterable
-from ipaddress import ip_address
-from urllib.parse import SplitResult, urlsplit
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from urllib.parse import SplitResult, quote, urlsplit
 
 import httpcore
 import trio
@@ -21,15 +21,19 @@ from httpcore._backends.trio import TrioBackend
 from engine.outputs.errors import OutputRefused
 
 SocketOptions = Iterable[typing.Any]
+LONGEST_URL = 8192
+NAT64 = IPv6Network("64:ff9b::/96")
+SAFE = "!#$%&'()*+,/:;=?@[]~-._"
+"""Characters of a URL that stay as they are; anything else is percent-encoded."""
 
 
 @frozen
 class Policy:
     """What a provider's outputs may be fetched from.
 
-    `hosts`: names; `*.example.com` means every name below it and the name itself; `*` any public host.
-    `private`: `host:port` of servers of our own (a Cog server on this machine), which may have any address and speak
-    plain HTTP.
+    `hosts`: names; `*.example.com` means every name below it and the name itself; `*` any public host. They are
+    spoken to by https, on port 443 or on the one that is named (`example.com:8443`). `private`: `host:port` of servers
+    of our own (a Cog server on this machine), which may have any address and speak plain HTTP.
     """
 
     hosts: tuple[str, ...] = ()
@@ -38,34 +42,42 @@ class Policy:
     def is_private(self, parts: SplitResult) -> bool:
         return f"{parts.hostname}:{parts.port or _default_port(parts.scheme)}" in self.private
 
-    def allows(self, host: str) -> bool:
-        return any(_matches(pattern, host) for pattern in self.hosts)
+    def allows(self, host: str, port: int | None) -> bool:
+        return any(_matches(pattern, host, port or 443) for pattern in self.hosts)
 
 
 def check_url(url: str, policy: Policy) -> SplitResult:
-    """The parts of a URL that the policy lets us fetch. Raises OutputRefused (`forbidden_url`)."""
+    """The parts of a URL that the policy lets us fetch, in ASCII. Raises OutputRefused (`forbidden_url`)."""
+    if len(url) > LONGEST_URL:
+        raise _forbidden("its URL is too long")
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(quote(url, safe=SAFE))
         host = (parts.hostname or "").rstrip(".").lower()
-        _ = parts.port
+        port = parts.port
     except ValueError:
         raise _forbidden("it is not a URL") from None
-    if policy.is_private(parts):
+    if parts.username is not None or parts.password is not None or not host:
+        raise _forbidden("its URL has no host, or has credentials")
+    if parts.scheme in ("http", "https") and policy.is_private(parts):
         return parts
     if parts.scheme != "https":
         raise _forbidden("it is not an https URL")
-    if not host or parts.username or parts.password:
-        raise _forbidden("it has no host, or has credentials")
-    if not policy.allows(host):
-        raise _forbidden(f"the host {host} is not one of the provider's")
+    if not policy.allows(host, port):
+        raise _forbidden(f"the host {host[:100]} is not one of the provider's")
     return parts
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one that the world can reach; mapped IPv4 addresses are looked at as what they are."""
+    """Whether an IP address is one that the world can reach; IPv4 inside IPv6 is looked at as what it is."""
     ip = ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    return ip.is_global and not ip.is_multicast and (mapped is None or is_public(str(mapped)))
+    inner = _inner(ip)
+    return ip.is_global and not ip.is_multicast and (inner is None or is_public(str(inner)))
+
+
+def _inner(ip: IPv4Address | IPv6Address) -> IPv4Address | None:
+    if isinstance(ip, IPv4Address):
+        return None
+    return IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
@@ -90,10 +102,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         await trio.sleep(seconds)
 
 
-def guarded_pool(policy: Policy) -> httpcore.AsyncConnectionPool:
+def guarded_pool(policy: Policy, context: ssl.SSLContext | None = None) -> httpcore.AsyncConnectionPool:
     """A pool for fetching outputs: HTTP/1.1, no proxies, no redirects followed by themselves."""
     return httpcore.AsyncConnectionPool(
-        ssl_context=ssl.create_default_context(),
+        ssl_context=context or ssl.create_default_context(),
         max_connections=32,
         max_keepalive_connections=8,
         keepalive_expiry=10.0,
@@ -102,17 +114,21 @@ def guarded_pool(policy: Policy) -> httpcore.AsyncConnectionPool:
 
 
 async def _public_address(host: str, port: int) -> str:
+    """The one address that is connected to. One private address among several is enough to refuse them all."""
     found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
-        raise _forbidden(f"the host {host} has an address inside a private network")
+        raise _forbidden(f"the host {host[:100]} has an address inside a private network")
     return addresses[0]
 
 
-def _matches(pattern: str, host: str) -> bool:
-    if pattern.startswith("*."):
-        return host == pattern[2:] or host.endswith(pattern[1:])
-    return pattern in ("*", host)
+def _matches(pattern: str, host: str, port: int) -> bool:
+    name, _, named = pattern.partition(":")
+    if port != int(named or 443):
+        return False
+    if name.startswith("*."):
+        return host == name[2:] or host.endswith(name[1:])
+    return name in ("*", host)
 
 
 def _default_port(scheme: str) -> int:

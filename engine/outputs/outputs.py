@@ -1,141 +1,115 @@
-"""Keeps a provider's outputs: fetch into a spool file, hash, look, store under a name that never changes content.
+"""The way of a provider's output: fetched into the spool, described, stored under a name that never changes content.
 
-The name is `<task>/<attempt>/<index>/<sha256>.<format>`: the same output of the same attempt always has the same one,
-so storing it twice after a crash is harmless. Nothing is held in memory but a chunk.
+The name is `<task>/<attempt>/<index>/<sha256>.<format>`, with the number of the attempt that bought it: whoever takes
+that attempt up after a crash stores the same output under the same name, so storing it twice is harmless. Nothing is
+held in memory but chunks. Each call is one try; how often and how long is the attempt's to decide.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 from uuid import UUID
 
 import trio
 from attrs import frozen
 
-from engine.outputs.describe import HEAD, Description, measure_image, sniff
-from engine.outputs.errors import OutputRefused
-from engine.outputs.fetch import Fetcher, Policy, Source
-from engine.outputs.probe import probe
+from engine.outputs.errors import OutputRefused, not_stored, unavailable
+from engine.outputs.fetch import Fetcher, Policy
+from engine.outputs.spool import Spool, Spooled
 from engine.ports import ArtifactStore, StoreFailed
 from engine.providers.protocol import OutputReady
 from engine.tasks.events import Output
 
+NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/\d+/\d+/[0-9a-f]{64}\.\w+")
+"""How the names of outputs look. Nothing else in a bucket or folder is ours to touch."""
+
 
 @frozen
 class Limits:
-    """Bounds on what one task may leave behind. Bytes, a count, and seconds."""
+    """Bounds on what one task may leave behind. Bytes, a count, and seconds.
+
+    `fetch_seconds`: for one download, `store_seconds`: for one upload. `link_seconds`: how long a link works;
+    `keep_seconds`: how long an output is kept, 0: until its task is deleted.
+    """
 
     max_bytes: int = 512 * 1024 * 1024
     max_outputs: int = 64
-    max_seconds: float = 600.0
+    fetch_seconds: float = 600.0
+    store_seconds: float = 600.0
     link_seconds: float = 7 * 24 * 3600.0
-
-
-@frozen
-class Spooled:
-    """A fetched output in a local file."""
-
-    path: Path
-    size: int
-    sha256: str
-    head: bytes
+    keep_seconds: float = 0.0
 
 
 class Outputs:
-    """The way of an output. `fetchers` by provider name; a provider without one can only hand over bytes."""
+    """`fetchers` by provider name; a provider without one can only hand over bytes. `spool` is a folder of ours."""
 
     def __init__(
-        self,
-        store: ArtifactStore,
-        fetchers: Mapping[str, Fetcher],
-        spool: Path | None = None,
-        limits: Limits | None = None,
+        self, store: ArtifactStore, fetchers: Mapping[str, Fetcher], spool: Path, limits: Limits | None = None
     ) -> None:
-        self._store = store
+        self.store = store
+        self.spool = Spool(spool)
+        self.limits = limits or Limits()
         self._fetchers = dict(fetchers)
         self._bytes_only = Fetcher(Policy())
-        self._spool = spool
-        self._limits = limits or Limits()
+        self.spent: dict[UUID, UUID] = {}
+        """Attempts whose files in the spool are not needed once their tasks are over, and those tasks."""
 
-    async def keep(self, provider: str, task_id: UUID, attempt: int, event: OutputReady) -> Output:
-        """Stores an output and describes it. Raises OutputRefused."""
-        if not 0 <= event.index < self._limits.max_outputs:
-            raise _too_many(self._limits.max_outputs)
-        with trio.move_on_after(self._limits.max_seconds):
-            fetcher = self._fetchers.get(event.provider or provider, self._bytes_only)
-            async with fetcher.open(event) as source, self._spooled(source) as spooled:
-                return await self._stored(task_id, attempt, event, spooled)
-        raise OutputRefused("output_timeout", "The output took too long to fetch or store.", "Try again.", True)
+    async def fetch(self, provider: str, attempt_id: UUID, event: OutputReady) -> Spooled:
+        """Brings an output to this machine, unless it is here already. Raises OutputRefused."""
+        if not 0 <= event.index < self.limits.max_outputs:
+            raise _too_many(self.limits.max_outputs)
+        if (spooled := await self.spool.find(attempt_id, event)) is not None:
+            return spooled
+        with trio.move_on_after(self.limits.fetch_seconds):
+            async with self._fetchers.get(event.provider or provider, self._bytes_only).open(event) as source:
+                return await self.spool.write(attempt_id, event.index, source, self.limits.max_bytes, event.url)
+        raise unavailable("it took too long")
+
+    async def keep(self, task_id: UUID, attempt: int, attempt_id: UUID, spooled: Spooled, now: float) -> Output:
+        """Stores an output. `attempt` is the number under which it was bought, `now` Unix time. Raises OutputRefused,
+        of which all may pass."""
+        found = spooled.description
+        name = f"{task_id}/{attempt}/{spooled.index}/{spooled.sha256}.{found.format}"
+        with trio.move_on_after(self.limits.store_seconds) as deadline:
+            try:
+                path = self.spool.path(attempt_id, spooled.index)
+                kept = await self.store.put(name, path, found.content_type)
+                url = await self.store.url(name, self._link_seconds)
+            except StoreFailed as problem:
+                raise not_stored(str(problem)) from problem
+        if deadline.cancelled_caught:
+            raise not_stored("it took too long")
+        return Output(
+            index=spooled.index,
+            type=found.type,
+            format=found.format,
+            content_url=url,
+            content_type=found.content_type,
+            file_size_bytes=kept.size,
+            sha256=spooled.sha256,
+            object_name=name,
+            temporary_url=spooled.url,
+            dimensions=found.dimensions,
+            duration_seconds=found.duration_seconds,
+            expires_at=now + self.limits.keep_seconds if self.limits.keep_seconds > 0 else None,
+        )
+
+    @property
+    def _link_seconds(self) -> float:
+        return min(self.limits.link_seconds, self.limits.keep_seconds or self.limits.link_seconds)
 
     async def aclose(self) -> None:
         for fetcher in (*self._fetchers.values(), self._bytes_only):
             await fetcher.aclose()
 
-    async def _stored(self, task_id: UUID, attempt: int, event: OutputReady, spooled: Spooled) -> Output:
-        found = await _describe(spooled)
-        name = f"{task_id}/{attempt}/{event.index}/{spooled.sha256}.{found.format}"
-        try:
-            kept = await self._store.put(name, spooled.path, found.content_type)
-        except StoreFailed as problem:
-            raise OutputRefused("store_failed", "The output could not be stored.", "Try again.", True) from problem
-        return Output(
-            index=event.index,
-            type=found.type,
-            format=found.format,
-            content_url=await self._store.url(name, self._limits.link_seconds),
-            content_type=found.content_type,
-            file_size_bytes=kept.size,
-            sha256=spooled.sha256,
-            object_name=name,
-            temporary_url=event.url if event.url and not event.url.startswith("data:") else None,
-            dimensions=found.dimensions,
-            duration_seconds=found.duration_seconds,
-        )
 
-    @asynccontextmanager
-    async def _spooled(self, source: Source) -> AsyncIterator[Spooled]:
-        handle, name = tempfile.mkstemp(prefix="elwift-output-", dir=self._spool)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                spooled = await self._write(source, file, Path(name))
-            yield spooled
-        finally:
-            os.unlink(name)
-
-    async def _write(self, source: Source, file: BinaryIO, path: Path) -> Spooled:
-        digest, size, head = hashlib.sha256(), 0, b""
-        async for chunk in source.chunks:
-            size += len(chunk)
-            if size > self._limits.max_bytes:
-                raise _too_large(self._limits.max_bytes)
-            head = (head + chunk)[:HEAD] if len(head) < HEAD else head
-            digest.update(chunk)
-            await trio.to_thread.run_sync(file.write, chunk)
-        if size == 0:
-            raise OutputRefused("empty_output", "The provider's output is empty.", "Try again.", True)
-        return Spooled(path, size, digest.hexdigest(), head)
-
-
-async def _describe(spooled: Spooled) -> Description:
-    found = sniff(spooled.head)
-    if found.type == "image":
-        return await trio.to_thread.run_sync(measure_image, spooled.path, found)
-    if found.type not in ("audio", "video"):
-        return found
-    more = await probe(spooled.path)
-    size = {"width": more["width"], "height": more["height"]} if "width" in more else None
-    return Description(found.type, found.format, found.content_type, size, more.get("duration_seconds"))
+def task_of(name: str) -> UUID | None:
+    """Whose output an object is, by its name; None for what is none of ours."""
+    match = NAME.fullmatch(name)
+    return UUID(match[1]) if match else None
 
 
 def _too_many(limit: int) -> OutputRefused:
     return OutputRefused("too_many_outputs", f"A task may have {limit} outputs.", "Ask the model for fewer.")
-
-
-def _too_large(limit: int) -> OutputRefused:
-    return OutputRefused("output_too_large", f"The output is larger than {limit} bytes.", "Ask for a smaller one.")

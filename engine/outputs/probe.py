@@ -1,6 +1,7 @@
 """Dimensions and duration of audio and video, by MediaInfo in a child process that may crash or hang alone.
 
-`python -m engine.outputs.probe FILE` prints one JSON object; `probe` runs it with a deadline.
+The child (`look.py`, run as a file, so that it imports nothing of ours) limits its own memory and CPU time before it
+opens anything; at most AT_ONCE are there, and each has a deadline.
 """
 
 from __future__ import annotations
@@ -12,33 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from trio.lowlevel import RunVar
 
 DEADLINE = 20.0
 """Seconds; a file that cannot be understood in this time stays without description."""
+AT_ONCE = 2
+CHILD = Path(__file__).with_name("look.py")
+_limiter: RunVar[trio.CapacityLimiter] = RunVar("probes")
 
 
 async def probe(path: Path) -> dict[str, Any]:
     """`{width, height, duration_seconds}` as far as they could be found; empty when the child failed."""
-    command = [sys.executable, "-m", "engine.outputs.probe", str(path)]
-    with trio.move_on_after(DEADLINE):
-        done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.DEVNULL, check=False)
-        if done.returncode == 0:
-            found: dict[str, Any] = json.loads(done.stdout)
-            return found
+    async with _slots():
+        with trio.move_on_after(DEADLINE):
+            command = [sys.executable, "-I", str(CHILD), str(path)]
+            done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.DEVNULL, check=False)
+            if done.returncode == 0:
+                found: dict[str, Any] = json.loads(done.stdout)
+                return found
     return {}
 
 
-def _look(path: str) -> dict[str, Any]:
-    from pymediainfo import MediaInfo
-
-    found: dict[str, Any] = {}
-    for track in MediaInfo.parse(path).tracks:
-        if track.duration:
-            found.setdefault("duration_seconds", round(float(track.duration) / 1000, 3))
-        if track.track_type == "Video" and track.width and track.height:
-            found.update(width=int(track.width), height=int(track.height))
-    return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(_look(sys.argv[1])))
+def _slots() -> trio.CapacityLimiter:
+    try:
+        return _limiter.get()
+    except LookupError:
+        slots = trio.CapacityLimiter(AT_ONCE)
+        _limiter.set(slots)
+        return slots

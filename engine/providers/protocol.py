@@ -27,6 +27,8 @@ class FailureKind(StrEnum):
     CANCELLED = "cancelled"
     UNAVAILABLE = "unavailable"
     """No capacity: try again later, without burning an attempt."""
+    LOST = "lost"
+    """The work was done and its result is gone: whether to pay for it again is not decided here."""
 
 
 @frozen

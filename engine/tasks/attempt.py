@@ -16,11 +16,13 @@ from engine.tasks.stash import Live
 from engine.tasks.state import TaskState, with_progress, with_text
 
 WORKER_CRASHED = provider.Failed(
-    FailureKind.RETRYABLE, "worker_crashed", "The worker that ran the task crashed.", "It is tried again by itself."
-)
+    FailureKind.RETRYABLE, "worker_crashed", "The worker that ran the task crashed.", "It is tried again by itself.",
+    in_doubt=True,
+)  # fmt: skip
 WORKER_TIMEOUT = provider.Failed(
-    FailureKind.RETRYABLE, "attempt_timeout", "The attempt took longer than it may.", "It is tried again by itself."
-)
+    FailureKind.RETRYABLE, "attempt_timeout", "The attempt took longer than it may.", "It is tried again by itself.",
+    in_doubt=True,
+)  # fmt: skip
 
 
 def may_begin(live: Live, request: BeginAttempt) -> Refusal | None:

@@ -69,10 +69,11 @@ class Budgets:
         if account.spent >= self.daily:
             raise over_budget(self.daily, self.clock())
 
-    def add(self, user: str, usage: Usage | None) -> None:
-        """An attempt of the user's ended and used this."""
-        if self.daily > 0 and usage is not None and usage.cost:
-            self._account(user).added += usage.cost
+    def add(self, user: str, usage: Usage | None, counted: Usage | None = None) -> None:
+        """An attempt of the user's ended and used this, of which some was counted before."""
+        cost = _cost(usage) - _cost(counted)
+        if self.daily > 0 and cost:
+            self._account(user).added += cost
 
     def _account(self, user: str) -> Account:
         today = datetime.fromtimestamp(self.clock(), UTC).date()
@@ -98,6 +99,10 @@ class Budgets:
         finally:
             account.reading.set()
             account.reading = None
+
+
+def _cost(usage: Usage | None) -> float:
+    return (usage.cost or 0.0) if usage else 0.0
 
 
 def over_budget(daily: float, now: float) -> UserError:

@@ -18,6 +18,7 @@ from engine.providers import protocol as provider
 from engine.providers.protocol import FailureKind
 from engine.tasks import events as ev
 from engine.tasks.events import Actor, EventBody, TaskEvent, Usage
+from engine.tasks.messages import SetAside
 from engine.tasks.state import Status, TaskState, fold
 
 JOB_WORKER = "task"
@@ -36,6 +37,8 @@ class Running:
     provider: str
     started_at: float
     usage: Usage | None = None
+    counted: Usage | None = None
+    """What of it is on record already, from an earlier life of this attempt."""
 
 
 @frozen
@@ -70,26 +73,36 @@ def verdict(
 
 
 def create(
-    task_id: UUID, birth: ev.Created, at: float, actor: Actor = Actor.USER, scheduled_at: float | None = None
+    task_id: UUID,
+    birth: ev.Created,
+    at: float,
+    actor: Actor = Actor.USER,
+    scheduled_at: float | None = None,
+    home: str | None = None,
 ) -> Entry:
-    """A task is accepted: its first event, its row and its job. `birth.job_id` is set."""
+    """A task is accepted: its first event, its row and its job. `birth.job_id` is set; `home`: where it will live."""
     event = TaskEvent(task_id, 1, at, 0, actor, birth)
     task = fold(None, event)
-    return Entry(task, (event,), new_job=_job(task, scheduled_at))
+    return Entry(task, (event,), new_job=_job(task, scheduled_at, home))
 
 
-def begin(task: TaskState, at: float, run: Running, model: str) -> Entry:
-    """A worker starts the next attempt. An attempt that never ended is void first: clients may have seen some of it."""
+def begin(task: TaskState, at: float, run: Running, model: str, earlier: PredictionChange | None = None) -> Entry:
+    """A worker starts the next attempt. An attempt that never ended is void first: clients may have seen some of it.
+
+    One that takes up an `earlier` one goes on under its record."""
     bodies: list[EventBody] = [ev.Started(run.provider, model)]
     if task.status is Status.PROCESSING:
         bodies.insert(0, ev.Reset("interrupted"))
-    prediction = _prediction(task, run, "intent", attempt=task.attempt + 1, input=task.input, started_at=at)
+    status = earlier.status if earlier else "intent"
+    prediction = _prediction(task, run, status, attempt=task.attempt + 1, input=task.input, started_at=at)
     return _entry(task, at, Actor.WORKER, bodies, predictions=(prediction,))
 
 
 def accepted(task: TaskState, run: Running, event: provider.Accepted) -> Entry:
     """The provider took the work under an id of its own."""
-    return Entry(task, predictions=(_prediction(task, run, event.status, external_id=event.external_id),))
+    doubt = {"in_doubt": True, "duplicates": event.repeats} if event.repeats is not None else {}
+    change = _prediction(task, run, event.status, external_id=event.external_id, **doubt)
+    return Entry(task, predictions=(change,))
 
 
 def output_stored(task: TaskState, at: float, output: ev.Output) -> Entry:
@@ -103,12 +116,18 @@ def finish(task: TaskState, at: float, run: Running, event: provider.Finished) -
     bodies: list[EventBody] = [ev.Responded(task.text, run.usage)] if task.text else []
     cached = event.raw_status == provider.CACHED
     bodies.append(ev.Completed(max(0.0, at - run.started_at), run.usage, cached))
-    prediction = _prediction(task, run, event.raw_status, completed_at=at, usage=run.usage, metrics=event.metrics)
+    doubt = {"in_doubt": True} if event.in_doubt else {}
+    prediction = _prediction(
+        task, run, event.raw_status, completed_at=at, usage=run.usage, metrics=event.metrics, **doubt
+    )
     return _entry(task, at, Actor.WORKER, bodies, _change(run, Complete()), (prediction,))
 
 
 def fail(task: TaskState, at: float, run: Running, failure: provider.Failed, then: Again | GiveUp) -> Entry:
-    """The attempt failed. What it had shown is void when another follows, and stays, in part, when none does."""
+    """The attempt failed. What it had shown is void when another follows, and stays, in part, when none does.
+
+    In doubt, the prediction stays open: the next attempt goes on with it, or somebody looks after it.
+    """
     bodies: list[EventBody]
     outcome: JobOutcome
     if isinstance(then, GiveUp):
@@ -116,20 +135,34 @@ def fail(task: TaskState, at: float, run: Running, failure: provider.Failed, the
         bodies = [ev.Failed(failure.code, failure.message, failure.action, retryable)]
         outcome = Discard(f"{failure.code}: {failure.message}")
     else:
-        bodies = [ev.AttemptFailed(failure.code, failure.message, failure.action, then.at)]
+        bodies = [ev.AttemptFailed(failure.code, failure.message, failure.action, then.at, failure.in_doubt)]
         if task.text or task.outputs:
             bodies.append(ev.Reset(failure.code))
         outcome = Retry(failure.code, then.at) if then.counted else Snooze(then.at, failure.code)
-    raw = failure.raw_status or "failed"
+    raw = failure.raw_status or ("unknown" if failure.in_doubt else "failed")
     words = f"{failure.code}: {failure.message}"
-    prediction = _prediction(task, run, raw, completed_at=at, usage=run.usage, error_message=words)
+    end = {"in_doubt": True} if failure.in_doubt else {"completed_at": at}
+    prediction = _prediction(task, run, raw, usage=run.usage, error_message=words, **end)
     return _entry(task, at, Actor.WORKER, bodies, _change(run, outcome), (prediction,))
+
+
+def set_aside(task: TaskState, at: float, run: Running, then: SetAside, node: str) -> Entry:
+    """The provider is done, and the result waits on `node` until it can be stored. The prediction stays open."""
+    failure = then.failure
+    bodies: list[EventBody] = [ev.AttemptFailed(failure.code, failure.message, failure.action, then.until, True)]
+    if task.text or task.outputs:
+        bodies.append(ev.Reset(failure.code))
+    raw, metrics = then.finished.raw_status, then.finished.metrics
+    prediction = _prediction(task, run, raw, usage=run.usage, metrics=metrics, held_by=node, held_since=at)
+    return _entry(task, at, Actor.WORKER, bodies, _change(run, Snooze(then.until, failure.code)), (prediction,))
 
 
 def cancel(task: TaskState, at: float, actor: Actor, reason: str, run: Running | None) -> Entry:
     """Somebody wants no more of it, at whatever stage."""
     job = JobChange(task.job_id, Cancel(reason)) if task.job_id else None
-    predictions = (_prediction(task, run, "canceled", completed_at=at, usage=run.usage),) if run else ()
+    predictions = (
+        (_prediction(task, run, "canceled", completed_at=at, usage=run.usage, in_doubt=True),) if run else ()
+    )
     return _entry(task, at, actor, [ev.Cancelled(reason)], job, predictions)
 
 

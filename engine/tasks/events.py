@@ -79,12 +79,14 @@ class Started:
 
 @frozen
 class AttemptFailed:
-    """An attempt failed and another will be made at `will_retry_at` (Unix seconds)."""
+    """An attempt failed and another will be made at `will_retry_at` (Unix seconds); one that `resumes` takes up what
+    this one had asked of its provider."""
 
     code: str
     message: str
     action: str
     will_retry_at: float
+    resumes: bool = False
 
 
 @frozen

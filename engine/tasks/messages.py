@@ -12,9 +12,9 @@ from attrs import field, frozen
 
 from engine.jobs.job import Fence
 from engine.otp import Pid, Request
-from engine.ports import Durability
-from engine.providers.protocol import ProviderEvent
-from engine.tasks.events import Actor, Output, TaskEvent
+from engine.ports import Durability, PredictionChange
+from engine.providers.protocol import Failed, Finished, ProviderEvent
+from engine.tasks.events import Actor, Output, TaskEvent, Usage
 from engine.tasks.state import TaskState
 
 # --- asked (calls) ------------------------------------------------------------------------------------
@@ -77,6 +77,8 @@ class BeginAttempt(Request["AttemptBegun | Refusal"]):
     attempt_id: UUID
     provider: str
     model: str
+    earlier: PredictionChange | None = None
+    """What is on record of it, when it was begun before."""
 
 
 @frozen
@@ -105,6 +107,18 @@ class KeepOutput(Request["StepTaken | Refusal"]):
 
     attempt: int
     output: Output
+
+
+@frozen
+class SetAside(Request["StepTaken | Refusal"]):
+    """The provider has done its work (`finished`, `usage`), and the result cannot be stored now (`failure`): the
+    attempt is taken up at `until` (Unix time), and nothing is bought again."""
+
+    attempt: int
+    failure: Failed
+    until: float
+    finished: Finished
+    usage: Usage | None = None
 
 
 @frozen

@@ -20,6 +20,9 @@ from engine.ports import StorageDown
 from engine.runtime import TASKS, Runtime
 from engine.tasks import lookup, stash
 from engine.tasks.follow import follow
+from engine.tasks.ids import key
+from engine.tasks.server import Adopted
+from engine.tasks.spent import clear
 from engine.tasks.state import TaskState
 
 log = structlog.get_logger(__name__)
@@ -43,8 +46,10 @@ def specs(runtime: Runtime) -> tuple[ChildSpec, ChildSpec]:
         DynamicSupervisor.spec(id=TASKS, name=TASKS, intensity=RESTARTS, period=RESTART_PERIOD),
         Supervisor.spec(
             [
-                ChildSpec(id="recover", start=Start.process(recover, runtime, name="recovery"), restart=TRANSIENT),
+                ChildSpec(id="recover", start=Start.process(recover, runtime, name="recovery")),
                 ChildSpec(id="follow", start=Start.process(follow, runtime, name="follow")),
+                ChildSpec(id="spent", start=Start.process(clear, runtime, name="spent")),
+                ChildSpec(id="relay", start=Start.process(runtime.relay.run, name="relay")),
             ],
             id="recovery",
         ),

@@ -8,7 +8,6 @@ again, and the attempt goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from time import perf_counter
 from uuid import UUID, uuid4
 
@@ -22,7 +21,9 @@ from engine.jobs.job import Cancel, Discard, Job, JobOutcome, Recorded, Snooze
 from engine.jobs.lifecycle import MAX_RESCUES
 from engine.otp import CallFailed, Pid, Request, StartFailed, call, self_
 from engine.outputs import OutputRefused
-from engine.ports import PredictionChange, StorageDown
+from engine.outputs.errors import unavailable
+from engine.outputs.spool import Spooled
+from engine.ports import StorageDown
 from engine.providers.protocol import (
     Failed,
     FailureKind,
@@ -38,8 +39,11 @@ from engine.providers.protocol import (
 from engine.runtime import Runtime
 from engine.tasks import lookup
 from engine.tasks.feed import Events, Feed
-from engine.tasks.messages import AttemptBegun, BeginAttempt, KeepOutput, Refusal, Step, StepTaken
-from engine.tasks.state import Status, TaskState
+from engine.tasks.harvest import Harvest, failure_of
+from engine.tasks.messages import AttemptBegun, BeginAttempt, KeepOutput, Refusal, SetAside, Step, StepTaken
+from engine.tasks.patience import Patience
+from engine.tasks.resume import RESULT_LOST, Begin, Lost, Plan, Replay, Wait, may_have_earlier, plan
+from engine.tasks.state import TaskState
 
 log = structlog.get_logger(__name__)
 
@@ -54,42 +58,46 @@ WORKER_LOST = Failed(
     "worker_lost",
     "The server went down again and again while it ran this task.",
     "Try another input; report it if it stays so.",
+    in_doubt=True,
 )
 NO_PROVIDER = Failed(
     FailureKind.PERMANENT, "no_provider", "Nothing here can run this model.", "Choose another model; tell the operator."
 )
-CUT_SHORT = Failed(
-    FailureKind.RETRYABLE, "incomplete", "The provider ended without a result.", "It is tried again by itself."
-)
+
+
+STORING = Progress(0.0, "storing", "The result waits for the place where it is kept.")
 
 
 class AttemptOver(Exception):
     """The TaskServer takes no more of this attempt: it was cancelled, or another outcome was first."""
 
 
-def handler(runtime: Runtime) -> Callable[[Job], Awaitable[JobOutcome | Recorded]]:
+def handler(runtime: Runtime, patience: Patience | None = None) -> Callable[[Job], Awaitable[JobOutcome | Recorded]]:
     """The handler of jobs whose worker is `task`."""
+    waits = patience or Patience()
 
     async def run(job: Job) -> JobOutcome | Recorded:
         with structlog.contextvars.bound_contextvars(task_id=str(job.task_id), attempt=job.attempt):
-            return await run_job(runtime, job)
+            return await run_job(runtime, job, waits)
 
     return run
 
 
-async def run_job(runtime: Runtime, job: Job) -> JobOutcome | Recorded:
+async def run_job(runtime: Runtime, job: Job, patience: Patience) -> JobOutcome | Recorded:
     """Makes one attempt at the job's task. Until the attempt has begun, what goes wrong is the job's outcome."""
     if job.task_id is None:
         return Discard("a job of a task has no task")
     try:
-        earlier = await _interrupted(runtime, job.task_id)
-        begun = await _begin(runtime, job, job.task_id, earlier.id if earlier else uuid4())
+        work = await _plan(runtime, job.task_id)
+        if isinstance(work, Wait):
+            return Snooze(runtime.clock() + work.seconds, "its result is on another server")
+        begun = await _begin(runtime, job, job.task_id, work)
     except (StorageDown, CallFailed, StartFailed, UserError) as trouble:
         log.warning("attempt not begun", error=type(trouble).__name__)
         return Snooze(runtime.clock() + STORAGE_PAUSE, f"not begun: {type(trouble).__name__}")
     if not isinstance(begun, Begun):
         return begun
-    attempt = Attempt(runtime, begun, earlier)
+    attempt = Attempt(runtime, begun, work, patience)
     await attempt.run(WORKER_LOST if job.rescues >= MAX_RESCUES else None)
     return Recorded()
 
@@ -103,21 +111,25 @@ class Begun:
     task: TaskState
 
 
-async def _interrupted(runtime: Runtime, task_id: UUID) -> PredictionChange | None:
-    """What an attempt that never ended had asked of its provider: it may be adopted, rather than bought again."""
+async def _plan(runtime: Runtime, task_id: UUID) -> Plan:
+    """What the attempt goes on from: an earlier one that never ended is taken up, rather than bought again."""
     task = await lookup.find(runtime, task_id)
-    if task is None or task.status is not Status.PROCESSING:
-        return None
-    return await runtime.store.open_prediction(task_id)
+    if task is None or not may_have_earlier(task):
+        return Begin()
+    earlier = await runtime.store.open_prediction(task_id)
+    ending = await runtime.outputs.spool.ending(earlier.id) if earlier else None
+    adopts = bool(getattr(runtime.providers.get(task.provider), "adopts", False))
+    return plan(earlier, ending, adopts, runtime.homes.node, runtime.clock())
 
 
-async def _begin(runtime: Runtime, job: Job, task_id: UUID, attempt_id: UUID) -> Begun | JobOutcome:
+async def _begin(runtime: Runtime, job: Job, task_id: UUID, work: Begin | Replay | Lost) -> Begun | JobOutcome:
     task = await lookup.find(runtime, task_id)
     if task is None:
         return Discard("the task does not exist")
     model = runtime.models.get(task.model_id)
     slug = model.slug if model else task.model
-    request = BeginAttempt(self_(), job.fence, attempt_id, task.provider, slug)
+    attempt_id = work.earlier.id if work.earlier else uuid4()
+    request = BeginAttempt(self_(), job.fence, attempt_id, task.provider, slug, work.earlier)
     match await lookup.ask(runtime, task_id, request):
         case AttemptBegun(number, task):
             return Begun(attempt_id, number, task)
@@ -135,7 +147,8 @@ class Attempt:
 
     runtime: Runtime
     begun: Begun
-    earlier: PredictionChange | None
+    work: Begin | Replay | Lost
+    patience: Patience
     text: str = ""
     _began: float = field(factory=perf_counter)
     _silent: bool = True
@@ -144,30 +157,31 @@ class Attempt:
     async def run(self, doomed: Failed | None) -> None:
         """Runs the provider and tells the TaskServer, until the attempt is over."""
         provider = self.runtime.providers.get(self.begun.task.provider)
-        if doomed is not None or provider is None:
-            await self._tell((doomed or NO_PROVIDER,))
-            return
-        with telemetry.PROVIDER_RUNNING.labels(provider.name).track_inprogress():
-            try:
+        if isinstance(self.work, Lost):
+            doomed = RESULT_LOST
+        try:
+            if doomed is not None or provider is None:
+                await self._tell((doomed or NO_PROVIDER,))
+                return
+            with telemetry.PROVIDER_RUNNING.labels(provider.name).track_inprogress():
                 await self._run(provider)
-            except* AttemptOver:
-                log.info("attempt over")
+        except* AttemptOver:
+            log.info("attempt over")
 
     async def _run(self, provider: Provider) -> None:
-        feed = Feed()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._deliver, feed, nursery.cancel_scope)
-            # read here, so that the generator is closed by the task that runs it
-            async with aclosing(provider.run(self._request())) as events:
-                async for event in events:
-                    await feed.put(event)
-                    if isinstance(event, Finished | Failed):
-                        break
-                else:
-                    await feed.put(CUT_SHORT)
+        ending = self.work.ending if isinstance(self.work, Replay) else None
+        feed, outputs = Feed(), self.runtime.outputs
+        harvest = Harvest(outputs, provider, self._request(), feed, self.patience, ending)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._deliver, harvest, nursery.cancel_scope)
+                await harvest.run()  # here, so that the generator is closed by the task that runs it
+        finally:
+            if harvest.files and not harvest.held:
+                outputs.spent[self.begun.id] = self.begun.task.id
 
     def _request(self) -> ProviderRequest:
-        task, earlier = self.begun.task, self.earlier
+        task, earlier = self.begun.task, self.work.earlier
         model = self.runtime.models.get(task.model_id)
         return ProviderRequest(
             task_id=task.id,
@@ -181,30 +195,75 @@ class Attempt:
             intent_at=earlier.started_at if earlier else None,
         )
 
-    async def _deliver(self, feed: Feed, scope: trio.CancelScope) -> None:
+    async def _deliver(self, harvest: Harvest, scope: trio.CancelScope) -> None:
         """Tells the TaskServer what comes, until the end; then nothing more is wanted of the provider."""
         while True:
-            events = await feed.take()
+            events = await harvest.feed.take()
             self._first_output(events[0])
             if isinstance(events[0], OutputReady):
-                refused = await self._keep(events[0])
-                events = () if refused is None else (refused,)
-            if events:
-                await self._tell(events)
-            if events and isinstance(events[-1], Finished | Failed):
+                if await self._keep(harvest, events[0]):
+                    continue
+                scope.cancel()
+                return
+            await self._tell(events)
+            if isinstance(events[-1], Finished | Failed):
                 scope.cancel()
                 return
 
-    async def _keep(self, event: OutputReady) -> Failed | None:
-        """Stores an output, and only then tells of it; one that cannot be kept fails the attempt."""
-        task = self.begun.task
+    # --- its files ---------------------------------------------------------------------------------------
+
+    async def _keep(self, harvest: Harvest, event: OutputReady) -> bool:
+        """Stores an output, and only then tells of it. While the store is away it is tried again; when that takes too
+        long the attempt is set aside, and False is answered."""
+        spooled = harvest.files.get(event.index)
+        if spooled is None:  # its provider's file server is away
+            await harvest.over.wait()
+            return await self._set_aside(harvest, harvest.unfetched or unavailable("it is not there"))
+        for pause in self.patience.pauses():
+            refused = await self._stored(spooled)
+            if refused is None or isinstance(harvest.end, Failed):
+                return True
+            if self._overdue(harvest):
+                return await self._set_aside(harvest, refused)
+            await self._tell((STORING,))
+            await trio.sleep(pause)
+        raise AssertionError("pauses never end")
+
+    async def _stored(self, spooled: Spooled) -> OutputRefused | None:
+        begun, earlier = self.begun, self.work.earlier
+        bought = earlier.attempt if earlier else begun.number
         try:
-            output = await self.runtime.outputs.keep(task.provider, task.id, self.begun.number, event)
+            output = await self.runtime.outputs.keep(begun.task.id, bought, begun.id, spooled, self.runtime.clock())
         except OutputRefused as refused:
-            kind = FailureKind.RETRYABLE if refused.retryable else FailureKind.PERMANENT
-            return Failed(kind, refused.code, refused.message, refused.action)
-        await self._ask(KeepOutput(self.begun.number, output))
+            log.warning("output not stored", index=spooled.index, why=refused.message)
+            return refused
+        await self._ask(KeepOutput(begun.number, output))
         return None
+
+    def _overdue(self, harvest: Harvest) -> bool:
+        """Whether the attempt must be set aside, its provider having said its last word. What could not be noted exists
+        in this process alone: it is held on to much longer."""
+        limit = self.patience.in_place if harvest.safe else self.patience.at_most
+        return harvest.over.is_set() and trio.current_time() - harvest.over_at >= limit
+
+    async def _set_aside(self, harvest: Harvest, refused: OutputRefused) -> bool:
+        """The result waits, here or at the provider: the next attempt takes it up and buys nothing. True: there is none
+        to wait for."""
+        if isinstance(harvest.end, Failed):
+            return True
+        now, earlier = self.runtime.clock(), self.work.earlier
+        since = earlier.held_since if earlier and earlier.held_since else now
+        until = self.patience.until(since, now) if harvest.safe else None
+        failure = failure_of(refused)
+        if until is None:
+            await self._tell((failure,))
+            return False
+        harvest.held = True
+        usage = harvest.usage.usage if harvest.usage else None
+        await self._ask(SetAside(self.begun.number, failure, until, harvest.end or Finished(), usage))
+        return False
+
+    # --- telling -----------------------------------------------------------------------------------------
 
     async def _tell(self, events: Events) -> None:
         """Sends events. A TaskServer that was rebuilt may lack text that was sent before: then it goes with them."""

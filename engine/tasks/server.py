@@ -148,6 +148,8 @@ class TaskServer(GenServer[Live]):
                 return NoReply(self._kept(self._requeued(live, actor, job_id, caller)))
             case msg.KeepOutput(attempt, output):
                 return self._output(live, attempt, output)
+            case msg.SetAside():
+                return self._set_aside(live, request)
             case _:
                 return Reply(Refusal("unknown_request", f"No task answers {type(request).__name__}."), live)
 
@@ -185,10 +187,11 @@ class TaskServer(GenServer[Live]):
         if live.worker is not None and live.worker.run.fence == request.fence:  # asked again after a crash of ours
             return _answered(live, caller, msg.AttemptBegun(live.task.attempt, live.task))
         now = self.runtime.clock()
-        run = Running(request.attempt_id, request.fence, request.provider, now)
-        entry = decide.begin(live.task, now, run, request.model)
+        on_record = request.earlier.usage if request.earlier else None
+        run = Running(request.attempt_id, request.fence, request.provider, now, on_record, on_record)
+        entry = decide.begin(live.task, now, run, request.model, request.earlier)
         live = delivery.submit(self.runtime, _stopped(live, "superseded"), entry)
-        live = evolve(live, worker=Worker(request.worker, monitor(request.worker), run))
+        live = evolve(live, worker=Worker(request.worker, monitor(request.worker), run), mirror=False)
         return _answered(live, caller, msg.AttemptBegun(entry.task.attempt, entry.task))
 
     def _step(self, request: msg.Step, live: Live) -> Reply[Live]:
@@ -231,6 +234,15 @@ class TaskServer(GenServer[Live]):
         live = delivery.submit(self.runtime, live, decide.output_stored(live.task, self.runtime.clock(), output))
         return Reply(StepTaken(len(live.task.text)), self._kept(live))
 
+    def _set_aside(self, live: Live, request: msg.SetAside) -> Reply[Live]:
+        if (refusal := rules.may_step(live, request.attempt)) is not None:
+            return Reply(refusal, live)
+        live = live if request.usage is None else rules.with_usage(live, request.usage)
+        assert live.worker is not None
+        node = self.runtime.homes.node
+        live = self._ended(live, decide.set_aside(live.task, self.runtime.clock(), live.worker.run, request, node))
+        return Reply(StepTaken(0), self._kept(live))
+
     def _failed(self, live: Live, run: Running, failure: provider.Failed) -> Live:
         now, most = self.runtime.clock(), live.task.max_attempts
         then = decide.verdict(
@@ -256,7 +268,8 @@ class TaskServer(GenServer[Live]):
         """The attempt is over, or the task; the worker is let go, or stopped when it does not know yet."""
         run = live.worker.run if live.worker else None
         rules.count_end(entry, run)
-        self.runtime.budgets.add(live.task.user, run.usage if run else None)
+        if run is not None:
+            self.runtime.budgets.add(live.task.user, run.usage, run.counted)
         live = delivery.submit(self.runtime, live, entry)
         return _stopped(live, stop) if stop else _let_go(live)
 

@@ -74,6 +74,8 @@ class TaskState:
     completed_at: float | None = None
     idempotency_key: str | None = None
     trace_parent: str | None = None
+    resumes: bool = False
+    """Whether the next attempt takes up what the last one had asked of its provider."""
 
 
 def fold(state: TaskState | None, event: TaskEvent) -> TaskState:
@@ -120,9 +122,11 @@ def _changes(state: TaskState, event: TaskEvent) -> dict[str, Any]:
                 "attempt": event.attempt,
                 "started_at": started_at,
                 "error": None,
+                "resumes": False,
             } | _BLANK
-        case ev.AttemptFailed(code, message, action, at):
-            return {"status": Status.QUEUED, "error": TaskError(code, message, action, True, will_retry_at=at)}
+        case ev.AttemptFailed(code, message, action, at, resumes):
+            error = TaskError(code, message, action, True, will_retry_at=at)
+            return {"status": Status.QUEUED, "error": error, "resumes": resumes}
         case ev.Reset():
             return {"text": "", "outputs": ()} | _BLANK
         case ev.OutputStored(output):
@@ -170,5 +174,5 @@ def _live(
     return TaskState(
         s.id, s.user, s.model_id, s.model, s.provider, s.input, s.created_at, s.priority, s.max_attempts, s.queue,
         s.job_id, s.status, s.attempt, s.seq, progress, step, message, eta_seconds, text, s.outputs, s.usage,
-        s.error, s.started_at, s.completed_at, s.idempotency_key, s.trace_parent,
+        s.error, s.started_at, s.completed_at, s.idempotency_key, s.trace_parent, s.resumes,
     )  # fmt: skip

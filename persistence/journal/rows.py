@@ -13,6 +13,7 @@ from attrs import define, field
 from engine.ports import Entry, Notify, PredictionChange
 from engine.tasks import codec
 from engine.tasks.events import Created, Output, Requeued, TaskEvent
+from engine.tasks.state import TaskState
 from persistence.encoding import to_json
 
 MAX_ENTRY_BYTES = 16 * 1024 * 1024
@@ -68,7 +69,7 @@ def prepare(entry: Entry, notify: Notify) -> Pending:
         task = _task(entry) if entry.events else None
         events = tuple(_event(event) for event in entry.events)
         predictions = tuple(_prediction(change) for change in entry.predictions)
-        outputs = tuple(_output(entry.task.id, output) for output in entry.outputs)
+        outputs = tuple(_output(entry.task, output) for output in entry.outputs)
     except (TypeError, ValueError, RecursionError) as problem:
         raise Poison(f"an entry of task {entry.task.id} has no JSON form: {problem}") from problem
     size = len(task or b"") + sum(map(len, (*events, *predictions, *outputs)))
@@ -103,5 +104,5 @@ def _prediction(change: PredictionChange) -> bytes:
     return to_json(change)
 
 
-def _output(task_id: UUID, output: Output) -> bytes:
-    return b'{"task_id":"%s",' % str(task_id).encode() + to_json(output)[1:]
+def _output(task: TaskState, output: Output) -> bytes:
+    return b'{"task_id":"%s","attempt":%d,' % (str(task.id).encode(), task.attempt) + to_json(output)[1:]

@@ -78,16 +78,17 @@ ADD_EVENTS: LiteralString = """
 PUT_PREDICTIONS: LiteralString = """
     INSERT INTO predictions AS p (id, task_id, attempt, provider, external_id, status, input, output, logs, metrics,
         error_message, cost_estimate, tokens, input_tokens, output_tokens, predict_seconds, provider_started_at,
-        provider_completed_at)
+        provider_completed_at, held_by, held_since, in_doubt, duplicates)
     SELECT DISTINCT ON (id) id, task_id, attempt, provider, external_id, status, coalesce(input, '{}'), output, logs,
         metrics, error_message, (usage->>'cost')::float8,
         nullif(coalesce((usage->>'input_tokens')::bigint, 0) + coalesce((usage->>'output_tokens')::bigint, 0), 0),
         (usage->>'input_tokens')::bigint, (usage->>'output_tokens')::bigint, (usage->>'predict_seconds')::float8,
-        to_timestamp(started_at), to_timestamp(completed_at)
+        to_timestamp(started_at), to_timestamp(completed_at), held_by, to_timestamp(held_since),
+        coalesce(in_doubt, false), duplicates
     FROM ROWS FROM (jsonb_to_recordset(%s)
         AS (id uuid, task_id uuid, attempt int, provider text, external_id text, status text, input jsonb,
             output jsonb, logs text, metrics jsonb, error_message text, usage jsonb, started_at float8,
-            completed_at float8)) WITH ORDINALITY
+            completed_at float8, held_by text, held_since float8, in_doubt boolean, duplicates int)) WITH ORDINALITY
     ORDER BY id, ordinality DESC
     ON CONFLICT (id) DO UPDATE SET
         external_id = coalesce(excluded.external_id, p.external_id), status = excluded.status,
@@ -99,23 +100,26 @@ PUT_PREDICTIONS: LiteralString = """
         input_tokens = coalesce(excluded.input_tokens, p.input_tokens),
         output_tokens = coalesce(excluded.output_tokens, p.output_tokens),
         predict_seconds = coalesce(excluded.predict_seconds, p.predict_seconds),
-        provider_started_at = coalesce(excluded.provider_started_at, p.provider_started_at),
+        provider_started_at = coalesce(p.provider_started_at, excluded.provider_started_at),
         provider_completed_at = coalesce(excluded.provider_completed_at, p.provider_completed_at),
+        held_by = coalesce(excluded.held_by, p.held_by), held_since = coalesce(p.held_since, excluded.held_since),
+        in_doubt = excluded.in_doubt OR p.in_doubt, duplicates = coalesce(excluded.duplicates, p.duplicates),
         updated_at = now()
 """
 
 PUT_OUTPUTS: LiteralString = """
-    INSERT INTO outputs (task_id, index, type, format, cloud_url, object_name, temporary_url, content_type,
+    INSERT INTO outputs (task_id, attempt, index, type, format, cloud_url, object_name, temporary_url, content_type,
         file_size_bytes, sha256, duration_seconds, dimensions, metadata, expires_at)
-    SELECT DISTINCT ON (task_id, index) task_id, index, type, format, content_url, coalesce(object_name, ''),
+    SELECT DISTINCT ON (task_id, index) task_id, attempt, index, type, format, content_url, coalesce(object_name, ''),
         temporary_url, content_type, file_size_bytes, sha256, duration_seconds, dimensions, metadata,
         to_timestamp(expires_at)
     FROM ROWS FROM (jsonb_to_recordset(%s)
-        AS (task_id uuid, index int, type text, format text, content_url text, object_name text, temporary_url text,
-            content_type text, file_size_bytes bigint, sha256 text, duration_seconds float8, dimensions jsonb,
+        AS (task_id uuid, attempt int, index int, type text, format text, content_url text, object_name text,
+            temporary_url text, content_type text, file_size_bytes bigint, sha256 text, duration_seconds float8, dimensions jsonb,
             metadata jsonb, expires_at float8)) WITH ORDINALITY
     ORDER BY task_id, index, ordinality DESC
     ON CONFLICT (task_id, index) DO UPDATE SET
+        attempt = excluded.attempt, removed_at = NULL,
         type = excluded.type, format = excluded.format, cloud_url = excluded.cloud_url,
         object_name = excluded.object_name, temporary_url = excluded.temporary_url,
         content_type = excluded.content_type, file_size_bytes = excluded.file_size_bytes, sha256 = excluded.sha256,

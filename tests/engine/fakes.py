@@ -6,8 +6,9 @@ For tests of the engine alone; the same tests' scenarios run against PostgreSQL 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -197,6 +198,10 @@ class MemoryStorage:
         mine = [p for p in self.predictions.values() if p.task_id == task_id and p.completed_at is None]
         return max(mine, key=lambda p: p.attempt, default=None)
 
+    async def open_attempts(self, attempts: Sequence[UUID]) -> frozenset[UUID]:
+        self._up()
+        return frozenset(id for id in attempts if id in self.predictions and not self.predictions[id].completed_at)
+
 
 @define
 class MemorySnapshots:
@@ -363,9 +368,12 @@ async def house(
         users=NoUsers(),
         artifacts=NoArtifacts(),
         providers=providers or {"simulate": Simulate()},
-        outputs=Outputs(NoArtifacts(), {}),
+        outputs=Outputs(NoArtifacts(), {}, Path("/nonexistent")),
         clock=clock,
+        homes=homes or Alone(),
     )
+    if isinstance(homes, Shared):
+        homes.on_news.append(runtime.relay.heard)
     queue.run = runner.handler(runtime)
     tasks, recovery_spec = recovery.specs(runtime)
     children = [runtime.names.spec(), runtime.channels.spec(), tasks, *([recovery_spec] if recover else [])]
