@@ -18,6 +18,7 @@ Imports everything. How it is run is in `serve`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from secrets import token_bytes
 from uuid import UUID, uuid4
@@ -47,10 +48,9 @@ from engine.outputs import Outputs
 from engine.ports import ArtifactStore, StorageDown
 from engine.routing import Routing
 from engine.runtime import Runtime
-from engine.tasks import follow, recovery, runner
+from engine.tasks import recovery, runner
 from engine.tasks.budget import Budgets
 from engine.tasks.decide import JOB_WORKER
-from engine.tasks.patience import Patience
 from persistence.artifacts import FolderStore, LinkSigner
 from persistence.database import DatabaseUnreachable, FolderError, Persistence, PersistenceSettings
 from persistence.jobs.store import PostgresJobStore
@@ -62,13 +62,15 @@ from web.channels.house import ChannelHouse
 from web.channels.routes import application_router
 from web.endpoint import Endpoint, EndpointSettings
 from web.housekeeping import HOUSEKEEPING, Sweeper, crons, retention_handler
+from web.http import cog_webhooks
 from web.http.app import Application as HttpApplication
 from web.http.app import create_app
 from web.http.artifacts import serve_folder
+from web.http.cog_webhooks import CogWebhooks
 from web.http.house import House, Limits
 from web.http.removal import RemovalRoutes
 from web.http.usage import UsageRoutes
-from web.http.webhooks import CogWebhooks, ReplicateWebhooks, proof
+from web.http.webhooks import ReplicateWebhooks
 from web.operators.doors import Doors
 from web.operators.overview import metrics
 from web.operators.routes import Operators
@@ -154,13 +156,10 @@ class Application:
             outputs=Outputs(
                 store,
                 self.backends.fetchers,
-                settings.data_dir / "spool",
-                limits=_output_limits(settings),
+                limits=OutputLimits(max_bytes=settings.max_output_bytes, max_outputs=settings.max_outputs),
             ),
         )
-        self.queues.servers.on_moved = partial(follow.moved, self.runtime)
-        self.queues.servers.on_news = self.runtime.relay.heard
-        handlers[JOB_WORKER] = runner.handler(self.runtime, Patience(in_place=settings.store_patience))
+        handlers[JOB_WORKER] = runner.handler(self.runtime)
         self._build_doors(store, signer)
 
     def _build_doors(self, store: ArtifactStore, signer: LinkSigner | None) -> None:
@@ -184,7 +183,9 @@ class Application:
             webhook_secrets = settings.replicate_webhook_secrets.split(",")
             more.append(ReplicateWebhooks(self.backends.replicate, self.persistence.webhooks, webhook_secrets).route)
         if self.backends.cog:
-            more.append(CogWebhooks(self.backends.cog, self.persistence.webhooks, self.secret).route)
+            cog, deliveries = self.backends.cog, self.persistence.webhooks
+            cog.stored, cog.leaving = partial(cog_webhooks.stored, deliveries), lambda: self.draining
+            more.append(CogWebhooks(cog, deliveries, self.secret).route)
         house.telemetry.add(self.operators.metrics)
         house.telemetry.add(lambda: metrics(self.runtime))
         self.http = create_app(house, more)
@@ -227,7 +228,7 @@ class Application:
     def _webhook_url(self, attempt_id: UUID) -> str:
         """Where a model server of ours tells of an attempt: its port is known only once the endpoint listens."""
         base = self.settings.public_url.rstrip("/") or self.endpoint.urls[0]
-        return f"{base}/webhooks/cog?attempt={attempt_id}&signature={proof(self.secret, attempt_id)}"
+        return f"{base}{cog_webhooks.PATH}?attempt={attempt_id}&signature={cog_webhooks.proof(self.secret, attempt_id)}"
 
     async def _load_models(self) -> None:
         """Takes over the registry's rows before anybody is served; a database that is away is waited for meanwhile."""
@@ -273,16 +274,9 @@ def _endpoint(settings: Settings) -> EndpointSettings:
         max_per_user=settings.max_connections_per_user,
         compression=settings.compression,
         max_body=settings.max_body_bytes,
+        large_bodies={cog_webhooks.PATH.encode(): cog_webhooks.MOST},
         max_message=settings.max_frame_bytes,
         drain_timeout=settings.shutdown_timeout / 3,
-    )
-
-
-def _output_limits(settings: Settings) -> OutputLimits:
-    return OutputLimits(
-        max_bytes=settings.max_output_bytes,
-        max_outputs=settings.max_outputs,
-        keep_seconds=settings.output_days * 24 * 3600.0,
     )
 
 

@@ -24,6 +24,7 @@ from engine.outputs.fetch import Fetcher, Policy
 from engine.ports import ArtifactStore
 from engine.providers import cog_server, plugins
 from engine.providers.cog import Cog
+from engine.providers.cog_wire import read_servers
 from engine.providers.local import Local
 from engine.providers.local_server import address, spec
 from engine.providers.model_server import ModelServerSettings, default_threads, packaged_weights
@@ -192,22 +193,22 @@ def _add_cog(found: Backends, settings: Settings, webhook: Callable[[UUID], str]
     named = _named(settings.cog_folders)
     if not all(name and folder for name, folder in named.items()):
         raise UserError("bad_settings", "Cog folders are written as name=/path/to/model, separated by commas.")
-    models = [cog_server.cog_folder(name, Path(folder)) for name, folder in named.items()]
+    models = [cog_server.cog_folder(name, Path(folder), settings.cog_setup_timeout) for name, folder in named.items()]
     found.children += [cog_server.spec(model) for model in models]
-    servers = {**_named_urls(settings.cog_urls), **{model.name: model.url for model in models}}
-    found.cog = Cog(found.http, servers, webhook, ours=named)
+    try:
+        servers = read_servers(settings.cog_urls)
+    except ValueError as problem:
+        raise UserError("bad_settings", str(problem)) from problem
+    found.cog = Cog(found.http, [*servers, *(model.server for model in models)], webhook)
     found.providers["cog"] = [found.cog]
+    hosts = _each(settings.cog_output_hosts)
+    policy = Policy(tuple(host for host in hosts if ":" not in host), tuple(host for host in hosts if ":" in host))
+    found.fetchers["cog"] = Fetcher(policy)
+    found.closing.append(found.fetchers["cog"].aclose)
 
 
 def _named(text: str) -> dict[str, str]:
     return dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
-
-
-def _named_urls(text: str) -> dict[str, str]:
-    named = _named(text)
-    if not all(name and url.startswith(("http://", "https://")) for name, url in named.items()):
-        raise UserError("bad_settings", "Cog servers are written as name=http://host:port, separated by commas.")
-    return named
 
 
 def artifacts(settings: Settings, key: bytes) -> tuple[ArtifactStore, LinkSigner | None]:

@@ -58,10 +58,6 @@ class Settings:
     max_output_bytes: int = 512 * 1024 * 1024
     max_outputs: int = 64
     """Bounds on one output, and on how many a task may have; beyond them the task fails."""
-    output_days: float = 0.0
-    """Outputs older than this are deleted, their tasks are not; 0 keeps them."""
-    store_patience: float = 30.0
-    """How long a finished attempt waits in place for the bucket or folder, before it is set aside and tried later."""
 
     # who may come in
     jwt_secret: SecretStr = NO_SECRET
@@ -103,9 +99,13 @@ class Settings:
     replicate_base_url: str = ""
     replicate_webhook_secrets: SecretStr = NO_SECRET
     cog_urls: str = ""
-    """Cog model servers: `name=http://host:port`, separated by commas."""
+    """Cog model servers: `name=http://host:port`, with `;slots=4` when it takes four at once, separated by commas."""
     cog_folders: str = ""
     """Cog models that are served from here: `name=/path/to/model`, separated by commas."""
+    cog_setup_timeout: float = 900.0
+    """How long a model that is served from here may take until it is ready; then it is started again."""
+    cog_output_hosts: str = ""
+    """Hosts (or `host:port` of one's own network) that Cog servers upload files to, from where they may be fetched."""
 
     # how it lives and dies
     shutdown_timeout: float = 15.0

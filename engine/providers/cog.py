@@ -1,219 +1,437 @@
 """Cog model servers: predictions under ids of ours, followed by their webhooks, stopped with the task.
 
-A Cog server keeps no history: once a prediction is over, asking for it again runs it again. So nothing is polled; the
-net below lost webhooks is the server's health, and only when that leaves it open is the idempotent PUT repeated. It
-takes as many predictions as it has slots, and refuses the next: that costs no attempt. Source: Cog's HTTP API page.
+A Cog server keeps no history: a prediction that is over is forgotten, and asked for again it runs again, at its price.
+So an attempt asks once, and everything else is found out by looks that start nothing: webhooks, the deliveries on
+record, the server's health. What they leave open is settled by a cancellation, which says whether there was anything
+to cancel. A result that is lost for good is said to be; the next attempts at that server hold its connection
+(`cog_held`). Source: Cog's page "HTTP API".
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
 import structlog
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
+from engine.ports import StorageDown
+from engine.providers import cog_wire as wire
+from engine.providers.cog_held import Broken, Refused, decoded, held
+from engine.providers.cog_slots import Slots
+from engine.providers.cog_wire import Health, Server
 from engine.providers.deliveries import Deliveries, Waiting
 from engine.providers.metrics import POSSIBLE_DUPLICATES
-from engine.providers.protocol import Accepted, Failed, FailureKind, ProviderEvent, ProviderRequest
+from engine.providers.protocol import Accepted, Failed, Progress, ProviderEvent, ProviderRequest
 from engine.providers.replicate import Story
-from engine.providers.replicate_wire import BadPrediction, Prediction, newer, read_prediction
+from engine.providers.replicate_wire import BadPrediction, Prediction, newer
 
 log = structlog.get_logger("elwift.cog")
-BUSY_AGAIN = 1.0
-STARTING_AGAIN = 2.0
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+GLANCE = 1.0
+"""Seconds for a look that nothing depends on."""
+LINE = 8
+"""How many stand in line for a slot here; whoever comes beyond them comes again later, and leaves the worker free."""
 
 
 @frozen
 class Patience:
-    """Seconds: of silence until the server's health is looked at, of bad health until the attempt fails, and how long
-    a cancellation may take."""
+    """Seconds: for one answer; of silence until the server's health is looked at; of bad health until the attempt
+    fails; for the end of a prediction that is over, since the server repeats its webhook for up to 100 s after we were
+    away, and for seconds otherwise; of silence when it cannot be told whether it is over; for a prediction; for a slot;
+    for a cancellation."""
 
+    answer: float = 15.0
     silence: float = 10.0
     illness: float = 30.0
+    end: float = 15.0
+    end_adopted: float = 110.0
+    unclear: float = 120.0
+    run: float = 1800.0
+    slot: float = 10.0
+    slot_again: float = 1.0
     cancel: float = 5.0
 
 
-@frozen
 class Trouble(Exception):
     """The attempt cannot go on."""
 
-    failed: Failed
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.code)
+        self.failed = failed
+
+
+class NoAnswer(Exception):
+    """`asked`: the server may have got the request."""
+
+    def __init__(self, asked: bool) -> None:
+        super().__init__(asked)
+        self.asked = asked
+
+
+async def _nothing_stored(_: UUID) -> Prediction | None:
+    return None
 
 
 class Cog:
-    """The provider. `servers`: base URLs by the name that models have as their slug. `webhook`: the URL at which an
-    attempt's deliveries reach this process, told when it is asked for, since a port may be chosen late. `ours`: names
-    of servers that are started here; one of those that does not answer yet is starting, which costs no attempt."""
+    """The provider. Models have a server's name as their slug.
+
+    `webhook`: the URL at which an attempt's deliveries reach us, told when it is asked for, since a port may be chosen
+    late. `stored`: the end of an attempt's prediction, if its delivery is on record; may raise StorageDown. `leaving`:
+    whether this process is ending, and a prediction is to be left at work for whoever takes the attempt up.
+    """
 
     name = "cog"
+    adopts = True
 
     def __init__(
         self,
         http: httpx.AsyncClient,
-        servers: Mapping[str, str],
+        servers: Iterable[Server],
         webhook: Callable[[UUID], str],
         patience: Patience | None = None,
-        ours: Collection[str] = (),
+        stored: Callable[[UUID], Awaitable[Prediction | None]] = _nothing_stored,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._http = http
-        self._ours = frozenset(ours)
-        self._servers = {name: url.rstrip("/") for name, url in servers.items()}
-        self._webhook = webhook
-        self._patience = patience or Patience()
+        self.http = http
+        self.webhook = webhook
+        self.patience = patience or Patience()
+        self.stored = stored
+        self.leaving = leaving
         self.deliveries: Deliveries[Prediction] = Deliveries(newer)
+        self._slots = {server.name: Slots(server) for server in servers}
 
     async def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """One attempt; closing it early cancels the prediction."""
-        server = self._servers.get(request.slug)
-        if server is None:
-            yield _unknown_server()
+        slots = self._slots.get(request.slug)
+        if slots is None:
+            yield wire.unknown_server()
             return
         with self.deliveries.waiting(request.attempt_id) as waiting:
+            visit = Visit(self, slots, request, waiting)
             try:
-                prediction = await self._put(server, request)
-            except Trouble as trouble:
-                starting = request.slug in self._ours and trouble.failed.code == "provider_unreachable"
-                yield _starting() if starting else trouble.failed
-                return
-            async with aclosing(self._told(server, request, prediction, waiting)) as events:
+                async with aclosing(visit.events()) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                await visit.leave()
+
+
+@define(eq=False)
+class Visit:
+    """One attempt at one server. `asked`: there may be a prediction of it there, which has not ended as far as we
+    know. `away`: since when, by trio's clock, the server has not been well."""
+
+    cog: Cog
+    slots: Slots
+    request: ProviderRequest
+    waiting: Waiting[Prediction]
+    asked: bool = False
+    held: bool = False
+    latest: Prediction = field(init=False)
+    story: Story = field(factory=Story)
+    began: float = field(factory=trio.current_time)
+    heard: float = field(factory=trio.current_time)
+    away: float | None = None
+    over: float | None = None
+    born: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.latest = Prediction(str(self.request.attempt_id), "starting")
+
+    @property
+    def _adopted(self) -> bool:
+        """Whether an earlier life of this attempt had asked, or may have."""
+        return self.request.external_id is not None or self.request.intent_at is not None
+
+    @property
+    def _url(self) -> str:
+        return f"{self.slots.server.url}/predictions/{self.request.attempt_id}"
+
+    async def events(self) -> AsyncGenerator[ProviderEvent, None]:
+        """The attempt, to its end."""
+        try:
+            async with aclosing(self._begin()) as events:
                 async for event in events:
                     yield event
-
-    async def _told(
-        self, server: str, request: ProviderRequest, prediction: Prediction, waiting: Waiting[Prediction]
-    ) -> AsyncGenerator[ProviderEvent, None]:
-        ended, story = False, Story()
-        try:
-            yield Accepted(prediction.id, prediction.status)
-            async with aclosing(self._follow(server, request, prediction, waiting)) as all_news:
+            async with aclosing(self._hold() if self.held else self._follow()) as all_news:
                 async for news in all_news:
-                    ended = news.terminal
-                    for event in story.tell(news):
+                    self._note(news)
+                    for event in wire.tell(self.story, news, self._adopted):
                         yield event
         except Trouble as trouble:
             yield trouble.failed
-        finally:
-            if not ended:
-                await self._cancel(server, prediction.id)
 
-    async def _follow(
-        self, server: str, request: ProviderRequest, prediction: Prediction, waiting: Waiting[Prediction]
-    ) -> AsyncGenerator[Prediction, None]:
-        latest, heard, asked_again = prediction, trio.current_time(), False
-        yield latest
-        while not latest.terminal:
-            news = await waiting.take(self._patience.silence)
-            if news is not None:
-                heard = trio.current_time()
-            elif await self._may_be_over(server, heard):
-                if asked_again:
-                    raise Trouble(_lost())
-                # Either it runs in one of several slots, and this tells how far it is; or its end was lost, and this
-                # runs it once more.
-                asked_again = True
-                POSSIBLE_DUPLICATES.labels(provider=self.name).inc()
-                news = await self._put(server, request)
-            if news is not None and newer(news, latest):
-                latest = news
-                yield latest
+    def _note(self, news: Prediction) -> None:
+        self.latest = news
+        if news.terminal:
+            self.asked = False
+            self.slots.ended(self.request.attempt_id)
 
-    async def _may_be_over(self, server: str, heard: float) -> bool:
-        """Whether the prediction may have ended unheard. Raises Trouble when the server has been ill for long."""
-        match await self._health(server):
-            case "BUSY":
-                return False  # its slots are full, and ours is one of them
-            case "READY":
+    async def leave(self) -> None:
+        """Whatever may still run there is stopped, unless another life of this server will take it up."""
+        self.slots.ended(self.request.attempt_id)
+        if self.asked and (self.held or not self.cog.leaving()):
+            await self._cancel()
+
+    # --- beginning: asking once ------------------------------------------------------------------------
+
+    async def _begin(self) -> AsyncGenerator[ProviderEvent, None]:
+        """Has the server take the prediction, or finds it taken."""
+        request = self.request
+        if request.external_id is not None or (request.intent_at is not None and await self._heard_of()):
+            self.asked = True
+        else:
+            if request.intent_at is not None:
+                self._count_twice()
+            if self.slots.lossy or self._deaf():
+                self.held = True
+            async with aclosing(self._slot()) as waits:
+                async for wait in waits:
+                    yield wait
+        self.slots.took(request.attempt_id)
+        yield Accepted(str(request.attempt_id), self.latest.status)
+        if not self.held and request.external_id is None and self.slots.at_once is None:
+            with trio.move_on_after(GLANCE):
+                self.slots.seen((await self._health()).status)
+
+    async def _slot(self) -> AsyncGenerator[ProviderEvent, None]:
+        """Asks, and while there is no slot waits in line for one. Held predictions are asked for when they are held."""
+        slots, patience = self.slots, self.cog.patience
+        if not slots.waiting and await self._taken():
+            return
+        yield Progress(0.0, step="waiting", message="Waiting for a free slot of the model server.")
+        limit = trio.current_time() + patience.slot
+        if slots.waiting >= LINE or not await slots.stand(limit):
+            raise Trouble(wire.busy(self.request))
+        with slots.in_line():
+            while not await self._taken():
+                if trio.current_time() >= limit:
+                    raise Trouble(wire.busy(self.request))
+                await slots.freed(patience.slot_again)
+
+    async def _taken(self) -> bool:
+        """Whether the server takes it; False: no slot. Raises Trouble."""
+        if self.slots.full:
+            return False
+        if self.held:
+            return (await self._health()).status != "BUSY"
+        try:
+            return await self._put()
+        except NoAnswer as silence:
+            if not silence.asked:
+                self.asked = False
+                raise Trouble(self._down()) from silence
+        if await self._heard_of():
+            return True
+        self._count_twice()
+        try:
+            return await self._put()  # of one that still runs it tells how far it is; one that is over runs once more
+        except NoAnswer as silence:
+            raise Trouble(self._down()) from silence
+
+    async def _put(self) -> bool:
+        body = self._body(["start", "output", "logs", "completed"])
+        self.asked = True
+        answer = await self._ask("PUT", self._url, body, {"Prefer": "respond-async"})
+        if answer.status_code in (200, 201, 202):
+            self._read(answer)
+            return True
+        self.asked = answer.status_code >= 500 and answer.status_code != 503
+        await self._refused(answer.status_code, decoded(answer))
+        return False
+
+    def _read(self, answer: httpx.Response) -> None:
+        try:
+            self.latest = wire.read_news(self.latest.id, decoded(answer))
+        except BadPrediction as problem:
+            raise Trouble(wire.unreadable()) from problem
+
+    async def _refused(self, status: int, answer: Any) -> None:
+        """Comes back when there is no slot. Raises Trouble."""
+        if status not in (409, 503):
+            raise Trouble(wire.refusal(status, answer))
+        health = (await self._health()).status
+        if health in wire.ILL or health == wire.UNREACHABLE:
+            raise Trouble(self._down(health))
+        if status == 503 or health == "STARTING":
+            raise Trouble(wire.starting())
+
+    def _down(self, health: str = wire.UNREACHABLE) -> Failed:
+        """One of ours is being started again, unless that is in vain."""
+        life = self.slots.server.life
+        return wire.starting() if life is not None and not life.hopeless else wire.ill(health)
+
+    async def _heard_of(self) -> bool:
+        """Whether there is word of the prediction, so that the server must have taken it."""
+        news = await self._stored() or await self.waiting.take(self.cog.patience.silence)
+        if news is not None:
+            self.latest = news
+        return news is not None
+
+    def _count_twice(self) -> None:
+        POSSIBLE_DUPLICATES.labels(provider=Cog.name).inc()
+
+    def _deaf(self) -> bool:
+        """Whether webhooks cannot reach us: they would go to loopback, from another machine."""
+        ours, theirs = urlsplit(self.cog.webhook(self.request.attempt_id)), urlsplit(self.slots.server.url)
+        return ours.hostname in LOOPBACK and theirs.hostname not in LOOPBACK
+
+    def _body(self, webhooks: list[str]) -> dict[str, Any]:
+        request = self.request
+        return {
+            "id": str(request.attempt_id),
+            "input": request.input,
+            "webhook": self.cog.webhook(request.attempt_id),
+            "webhook_events_filter": webhooks,
+        }
+
+    # --- following: by webhooks ------------------------------------------------------------------------
+
+    async def _follow(self) -> AsyncGenerator[Prediction, None]:
+        """The prediction as it grows, newest news first of all. Raises Trouble."""
+        yield self.latest
+        stored = await self._stored() if self.request.external_id is not None else None
+        while not self.latest.terminal:
+            news = stored or await self.waiting.take(self.cog.patience.silence) or await self._stored()
+            stored = None
+            if news is None:
+                await self._look()
+                continue
+            self.heard, self.over = trio.current_time(), None
+            self.slots.told(self.request.attempt_id, news.terminal)
+            if newer(news, self.latest):
+                yield news
+
+    async def _look(self) -> None:
+        """It has been silent: is it at work? Raises Trouble when it is not, and its result will not come any more."""
+        now, patience = trio.current_time(), self.cog.patience
+        if now - self.began > patience.run:
+            raise Trouble(wire.too_long(patience.run))
+        health = await self._health()
+        if self._born_again(health):
+            raise Trouble(wire.died())
+        if health.status not in ("READY", "BUSY"):
+            self.away = self.away or now
+            if now - self.away >= patience.illness:
+                raise Trouble(self._down(health.status))
+            return
+        self.away = None
+        if await self._is_over(health.status, now):
+            self.over = self.over or now
+        if self.over is not None and now - self.over >= self._last_patience():
+            await self._give_up()
+
+    def _born_again(self, health: Health) -> bool:
+        self.born = self.born or health.born
+        return health.status == "STARTING" or (health.born is not None and health.born != self.born)
+
+    async def _is_over(self, health: str, now: float) -> bool:
+        """As far as it can be known without asking for it again."""
+        if self.slots.passed(self.request.attempt_id):
+            return True
+        if health == "BUSY":
+            return False
+        match self.slots.at_once:
+            case 1:
                 return True
-            case _ if trio.current_time() - heard < self._patience.illness:
-                return False
-            case health:
-                raise Trouble(_ill(health))
+            case None:
+                return now - self.heard >= self.cog.patience.unclear
+            case _:
+                return not await self._at_work()
+
+    def _last_patience(self) -> float:
+        return self.cog.patience.end_adopted if self._adopted else self.cog.patience.end
+
+    async def _at_work(self) -> bool:
+        """Of a server with several slots, one of which is free: a request that no model can be run with, since its
+        input is no object. A prediction that is at work is told of all the same."""
+        try:
+            answer = await self._ask("PUT", self._url, {"id": self.latest.id, "input": 0})
+        except NoAnswer:
+            return True
+        if answer.status_code != 202:
+            return False
+        self._read(answer)
+        return True
+
+    async def _give_up(self) -> None:
+        """The result is lost, if the server has nothing to cancel; else it was at work after all, and is no more."""
+        if await self._cancel():
+            self.slots.crowded = True
+            raise Trouble(wire.too_long(trio.current_time() - self.began))
+        self.slots.lossy = True
+        self._count_twice()
+        log.error("cog result lost", server=self.slots.server.name, webhooks_heard=self.heard > self.began)
+        raise Trouble(wire.lost())
+
+    # --- following: by the connection ------------------------------------------------------------------
+
+    async def _hold(self) -> AsyncGenerator[Prediction, None]:
+        """The prediction as it grows, told by its connection. Raises Trouble."""
+        limit, self.asked = trio.current_time() + self.cog.patience.run, True
+        async with aclosing(held(self.cog.http, self._url, self._body(["completed"]))) as all_news:
+            while not self.latest.terminal:
+                with trio.move_on_at(limit) as scope:
+                    news = await self._next(all_news)
+                if scope.cancelled_caught:
+                    raise Trouble(wire.too_long(self.cog.patience.run))
+                yield news
+
+    async def _next(self, all_news: AsyncGenerator[Prediction, None]) -> Prediction:
+        try:
+            return await anext(all_news)
+        except Refused as refused:
+            self.asked = refused.status >= 500 and refused.status != 503
+            await self._refused(refused.status, refused.answer)
+            raise Trouble(wire.busy(self.request)) from refused
+        except (Broken, httpx.HTTPError, StopAsyncIteration) as problem:
+            raise Trouble(wire.broken()) from problem
+        except BadPrediction as problem:
+            raise Trouble(wire.unreadable()) from problem
 
     # --- talking to the server --------------------------------------------------------------------------
 
-    async def _put(self, server: str, request: ProviderRequest) -> Prediction:
-        identifier = str(request.attempt_id)
-        body = {
-            "id": identifier,
-            "input": request.input,
-            "webhook": self._webhook(request.attempt_id),
-            "webhook_events_filter": ["start", "output", "logs", "completed"],
-        }
-        answer = await self._ask("PUT", f"{server}/predictions/{identifier}", body, {"Prefer": "respond-async"})
-        if answer.status_code not in (200, 202):
-            raise Trouble(_refusal(answer))
+    async def _stored(self) -> Prediction | None:
         try:
-            return read_prediction({"id": identifier, **answer.json()})
-        except (ValueError, BadPrediction, TypeError) as problem:
-            words = "The model server's answer cannot be read."
-            raise Trouble(Failed(FailureKind.RETRYABLE, "bad_response", words, "It is tried again.")) from problem
+            return await self.cog.stored(self.request.attempt_id)
+        except StorageDown:
+            return None
 
-    async def _health(self, server: str) -> str:
+    async def _health(self) -> Health:
         try:
-            answer = await self._ask("GET", f"{server}/health-check")
-            return str(answer.json()["status"])
-        except (Trouble, ValueError, KeyError, TypeError):
-            return "UNREACHABLE"
+            answer = await self._ask("GET", f"{self.slots.server.url}/health-check")
+        except NoAnswer:
+            return Health(wire.UNREACHABLE)
+        return wire.read_health(decoded(answer))
 
-    async def _cancel(self, server: str, identifier: str) -> None:
-        with trio.CancelScope(shield=True), trio.move_on_after(self._patience.cancel):
+    async def _cancel(self) -> bool:
+        """Whether there was anything to cancel; it is not cancelled twice."""
+        self.asked = False
+        with trio.CancelScope(shield=True), trio.move_on_after(self.cog.patience.cancel):
             try:
-                await self._ask("POST", f"{server}/predictions/{identifier}/cancel")
-            except Trouble as trouble:
-                log.warning("cancel_failed", prediction=identifier, why=trouble.failed.code)
+                answer = await self._ask("POST", f"{self._url}/cancel")
+            except NoAnswer:
+                log.warning("cancel failed", server=self.slots.server.name, prediction=self.latest.id)
+                return False
+            return answer.status_code in (200, 202)
+        log.warning("cancel failed", server=self.slots.server.name, prediction=self.latest.id)
+        return False
 
     async def _ask(
         self, method: str, url: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> httpx.Response:
-        try:
-            return await self._http.request(method, url, json=body, headers=headers)
-        except httpx.HTTPError as problem:
-            raise Trouble(_ill("UNREACHABLE")) from problem
-
-
-def _refusal(answer: httpx.Response) -> Failed:
-    match answer.status_code:
-        case 409:
-            words, action = "The model server has no free slot.", "It is tried again by itself."
-            return Failed(FailureKind.UNAVAILABLE, "provider_busy", words, action, BUSY_AGAIN)
-        case 503:
-            return _starting()
-        case 400 | 422:
-            return Failed(FailureKind.INVALID_INPUT, "invalid_input", _details(answer), "Change the input.")
-        case status:
-            words = f"The model server answered {status}."
-            return Failed(FailureKind.RETRYABLE, "provider_error", words, "It is tried again by itself.")
-
-
-def _starting() -> Failed:
-    words, action = "The model server is still starting.", "It is tried again by itself."
-    return Failed(FailureKind.UNAVAILABLE, "provider_starting", words, action, STARTING_AGAIN)
-
-
-def _details(answer: httpx.Response) -> str:
-    """Which field is wrong, as the server says it."""
-    try:
-        found = [f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in answer.json()["detail"]]
-    except (ValueError, KeyError, TypeError):
-        found = []
-    return "; ".join(found)[:500] or "The model server refused the input."
-
-
-def _ill(health: str) -> Failed:
-    words = f"The model server does not work at present ({health.lower()})."
-    return Failed(FailureKind.RETRYABLE, "provider_unreachable", words, "It is tried again by itself.")
-
-
-def _lost() -> Failed:
-    words = "The model server said nothing of how the prediction ended."
-    return Failed(FailureKind.RETRYABLE, "result_lost", words, "It is tried again by itself.")
-
-
-def _unknown_server() -> Failed:
-    words = "No model server of this name is known here."
-    return Failed(FailureKind.PERMANENT, "no_provider", words, "Choose another model; tell the operator.")
+        """One request, whole answer. Raises NoAnswer."""
+        with trio.move_on_after(self.cog.patience.answer):
+            try:
+                return await self.cog.http.request(method, url, json=body, headers=headers)
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as problem:
+                raise NoAnswer(asked=False) from problem
+            except httpx.HTTPError as problem:
+                raise NoAnswer(asked=True) from problem
+        raise NoAnswer(asked=True)

@@ -6,11 +6,8 @@ than to be on record. A task's end never depends on it: whoever runs the attempt
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections.abc import Sequence
-from hmac import compare_digest
 from uuid import UUID
 
 import msgspec
@@ -18,7 +15,6 @@ import structlog
 from prometheus_client import Counter
 
 from engine.errors import UserError
-from engine.providers.cog import Cog
 from engine.providers.replicate import Replicate
 from engine.providers.replicate_wire import BadPrediction, Prediction, read_prediction
 from engine.providers.webhooks import Verdict, verify
@@ -78,56 +74,9 @@ class ReplicateWebhooks:
         raise UserError("bad_signature", "The signature is missing or not ours. Check the webhook's signing secret.")
 
 
-class CogWebhooks:
-    """The route for Cog servers. They sign nothing, so the URL that they were given carries the proof."""
-
-    def __init__(self, provider: Cog, store: WebhookStore, key: bytes) -> None:
-        self._provider = provider
-        self._store = store
-        self._key = key
-
-    @property
-    def route(self) -> Route:
-        return Route(
-            "POST",
-            "/webhooks/cog",
-            self.deliver,
-            "A Cog server tells of a prediction",
-            status=204,
-            refusals=("bad_signature", "invalid_json", "invalid_request", "storage_down"),
-            open=True,
-            direct=True,
-            tag="webhooks",
-        )
-
-    async def deliver(self, house: House, ask: Ask) -> Answer:
-        """Passes on one delivery; the last one of a prediction is stored first, and may be repeated by the server."""
-        attempt_id = _uuid(ask.query.get("attempt"))
-        if attempt_id is None or not compare_digest(proof(self._key, attempt_id), ask.query.get("signature", "")):
-            EVENTS.labels(Verdict.BAD_SIGNATURE.value).inc()
-            raise UserError("bad_signature", "This address was not given out by this server.")
-        prediction = _read(ask.body, str(attempt_id))
-        if prediction.terminal:
-            await self._keep(prediction, _uuid(ask.query.get("task")))
-        self._provider.deliveries.deliver(attempt_id, prediction)
-        return Answer(status=204)
-
-    async def _keep(self, prediction: Prediction, task_id: UUID | None) -> None:
-        delivery = _delivery(f"cog:{prediction.id}:{prediction.status}", prediction, task_id)
-        new = await self._store.add(delivery)
-        (NEW if new else DUPLICATE).inc()
-        self._store.done(delivery, self._provider.name)
-
-
-def proof(key: bytes, attempt_id: UUID) -> str:
-    """What an attempt's webhook URL carries to show that it is one of ours."""
-    return hmac.new(key, b"webhook:" + attempt_id.bytes, hashlib.sha256).hexdigest()
-
-
-def _read(body: bytes, identifier: str | None = None) -> Prediction:
+def _read(body: bytes) -> Prediction:
     try:
-        said = msgspec.json.decode(body)
-        return read_prediction({"id": identifier, **said} if identifier and isinstance(said, dict) else said)
+        return read_prediction(msgspec.json.decode(body))
     except msgspec.MsgspecError as problem:
         raise UserError("invalid_json", "The body is not JSON.") from problem
     except BadPrediction as problem:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from socket import create_server
-from subprocess import DEVNULL
+from subprocess import DEVNULL, PIPE
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
-import pytest
 import trio
 from attrs import define
 
+from engine.providers import cog_server_main
 from engine.providers.cog import Cog, Patience
+from engine.providers.cog_wire import Server
+from engine.providers.protocol import ProviderEvent, ProviderRequest
 from engine.providers.replicate_wire import read_prediction
 from tests.engine.providers import raw_http
 from tests.engine.providers.raw_http import Reply, Request
@@ -25,14 +29,10 @@ from tests.real.clients.clients import python_with
 
 MODELS = Path(__file__).parent / "models"
 COG = "cog==0.23.1"
-KEPT = Path("/tmp/coglet")
-"""The same for everybody on a machine: nothing tells Cog of another place."""
 
 
 def cog_python() -> Path:
-    """An interpreter with Cog; skips the test where Cog cannot work."""
-    if KEPT.exists() and not os.access(KEPT, os.W_OK):
-        pytest.skip(f"Cog keeps its files in {KEPT}, and there another user's are")
+    """An interpreter with Cog."""
     return python_with(COG)
 
 
@@ -49,8 +49,9 @@ class CogServer:
 
 
 @asynccontextmanager
-async def cog_server(model: str) -> AsyncIterator[CogServer]:
-    """A server of one of the models here, ready; stopped at the end of the block."""
+async def cog_server(model: str, folder: Path = MODELS, **settings: str) -> AsyncIterator[CogServer]:
+    """A server of one of the models in `folder`, ready; stopped at the end of the block. `settings`: of its
+    environment."""
     python = await trio.to_thread.run_sync(cog_python)
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -59,16 +60,20 @@ async def cog_server(model: str) -> AsyncIterator[CogServer]:
         "PATH": f"{python.parent}:{os.environ['PATH']}",  # the worker is started as plain `python`
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": f"{model}.py:Predictor",
+        **settings,
     }
-    command = [str(python), "-m", "cog.server.http", "--host", "127.0.0.1"]
-    process = await trio.lowlevel.open_process(command, cwd=MODELS, env=environment, stdout=DEVNULL, stderr=DEVNULL)
+    command = [sys.executable, cog_server_main.__file__, str(python), "-m", "cog.server.http", "--host", "127.0.0.1"]
+    process = await trio.lowlevel.open_process(
+        command, cwd=folder, env=environment, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+    )
     server = CogServer(f"http://127.0.0.1:{port}", process)
     try:
         await _ready(server)
         yield server
     finally:
-        process.terminate()
+        assert process.stdin is not None
         with trio.CancelScope(shield=True):
+            await process.stdin.aclose()  # which ends it
             await process.wait()
 
 
@@ -101,7 +106,9 @@ class Receiver:
 
 
 @asynccontextmanager
-async def provider_of(*servers: CogServer, patience: Patience | None = None) -> AsyncIterator[tuple[Cog, Receiver]]:
+async def provider_of(
+    *servers: CogServer, patience: Patience | None = None, slots: int | None = None
+) -> AsyncIterator[tuple[Cog, Receiver]]:
     """The provider over these servers (`0`, `1`, … by name), its webhooks received on loopback."""
     receiver = Receiver("")
     async with (
@@ -109,6 +116,16 @@ async def provider_of(*servers: CogServer, patience: Patience | None = None) -> 
         httpx.AsyncClient(trust_env=False, timeout=5) as http,
     ):
         receiver.url = url
-        named = {str(number): server.url for number, server in enumerate(servers)}
+        named = [Server(str(number), server.url, slots) for number, server in enumerate(servers)]
         receiver.provider = Cog(http, named, receiver.webhook, patience)
         yield receiver.provider, receiver
+
+
+def request(server: str = "0", **input: Any) -> ProviderRequest:
+    return ProviderRequest(uuid4(), 1, uuid4(), "model", server, "", {"prompt": "hi", **input})
+
+
+async def events_of(provider: Cog, wanted: ProviderRequest) -> list[ProviderEvent]:
+    with trio.fail_after(30):
+        async with aclosing(provider.run(wanted)) as events:
+            return [event async for event in events]

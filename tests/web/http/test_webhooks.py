@@ -18,7 +18,7 @@ from typed_settings.types import SecretStr
 from engine.providers.webhooks import sign
 from tests.real.conftest import data_dir as data_dir
 from web.application import Application
-from web.http.webhooks import proof
+from web.http.cog_webhooks import proof
 from web.serve import running
 from web.settings import Settings
 
@@ -104,7 +104,7 @@ async def test_deliveries_are_judged_stored_once_and_passed_on(server: Applicati
         while not all(processed for *_, processed in await rows(server)):
             await trio.sleep(0.01)
     assert await rows(server) == [
-        ("cog:p1:succeeded", "completed", True),
+        (f"cog:{attempt}", "completed", True),
         ("msg_0", "output", True),
         ("msg_1", "completed", True),
         ("msg_2", "completed", True),

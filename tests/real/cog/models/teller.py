@@ -8,6 +8,9 @@ from cog import BasePredictor, ConcatenateIterator
 
 class Predictor(BasePredictor):
     def predict(self, prompt: str, steps: int = 3, pause: float = 0.05) -> ConcatenateIterator[str]:
+        if path := os.environ.get("RUNS"):
+            with open(path, "a") as runs:
+                runs.write(f"{prompt}\n")
         if prompt == "crash":
             os._exit(3)
         if prompt == "fail":
