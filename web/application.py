@@ -48,9 +48,10 @@ from engine.outputs import Outputs
 from engine.ports import ArtifactStore, StorageDown
 from engine.routing import Routing
 from engine.runtime import Runtime
-from engine.tasks import recovery, runner
+from engine.tasks import follow, recovery, runner
 from engine.tasks.budget import Budgets
 from engine.tasks.decide import JOB_WORKER
+from engine.tasks.patience import Patience
 from persistence.artifacts import FolderStore, LinkSigner
 from persistence.database import DatabaseUnreachable, FolderError, Persistence, PersistenceSettings
 from persistence.jobs.store import PostgresJobStore
@@ -156,10 +157,13 @@ class Application:
             outputs=Outputs(
                 store,
                 self.backends.fetchers,
-                limits=OutputLimits(max_bytes=settings.max_output_bytes, max_outputs=settings.max_outputs),
+                settings.data_dir / "spool",
+                limits=_output_limits(settings),
             ),
         )
-        handlers[JOB_WORKER] = runner.handler(self.runtime)
+        self.queues.servers.on_moved = partial(follow.moved, self.runtime)
+        self.queues.servers.on_news = self.runtime.relay.heard
+        handlers[JOB_WORKER] = runner.handler(self.runtime, Patience(in_place=settings.store_patience))
         self._build_doors(store, signer)
 
     def _build_doors(self, store: ArtifactStore, signer: LinkSigner | None) -> None:
@@ -277,6 +281,14 @@ def _endpoint(settings: Settings) -> EndpointSettings:
         large_bodies={cog_webhooks.PATH.encode(): cog_webhooks.MOST},
         max_message=settings.max_frame_bytes,
         drain_timeout=settings.shutdown_timeout / 3,
+    )
+
+
+def _output_limits(settings: Settings) -> OutputLimits:
+    return OutputLimits(
+        max_bytes=settings.max_output_bytes,
+        max_outputs=settings.max_outputs,
+        keep_seconds=settings.output_days * 24 * 3600.0,
     )
 
 

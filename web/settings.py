@@ -58,6 +58,10 @@ class Settings:
     max_output_bytes: int = 512 * 1024 * 1024
     max_outputs: int = 64
     """Bounds on one output, and on how many a task may have; beyond them the task fails."""
+    output_days: float = 0.0
+    """Outputs older than this are deleted, their tasks are not; 0 keeps them."""
+    store_patience: float = 30.0
+    """How long a finished attempt waits in place for the bucket or folder, before it is set aside and tried later."""
 
     # who may come in
     jwt_secret: SecretStr = NO_SECRET
