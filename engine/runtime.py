@@ -17,6 +17,8 @@ from engine.outputs import Outputs
 from engine.ports import ArtifactStore, Journal, Snapshots, TaskStore, UserStore
 from engine.providers.protocol import Provider
 from engine.tasks.budget import Budgets
+from engine.tasks.homes import Alone, Homes
+from engine.tasks.relay import Relay
 from engine.tasks.stash import Stash
 
 TASKS = "tasks"
@@ -64,4 +66,10 @@ class Runtime:
     outputs: Outputs
     stash: Stash = field(factory=Stash)
     budgets: Budgets = field(factory=Budgets)
+    homes: Homes = field(factory=Alone)
+    relay: Relay = field()
     clock: Callable[[], float] = unix_time
+
+    @relay.default
+    def _relay(self) -> Relay:
+        return Relay(self.homes.tell, self.names, self.stash)

@@ -8,7 +8,7 @@
     ├─ tasks              TaskServers
     ├─ providers          connections, the local model's server
     ├─ jobs               queues and workers
-    ├─ recovery           brings unfinished tasks back, then is done
+    ├─ recovery           brings unfinished tasks back; what other servers do
     ├─ sockets, longpolls one process a connection, one a joined topic
     └─ endpoint           the listener
 
@@ -135,7 +135,7 @@ class Application:
             handlers,
             _queue_configs(settings),
             _kept(settings.data_dir / "node", lambda: uuid4().hex.encode()).decode(),
-            timing=Timing(drain=settings.shutdown_timeout / 3),
+            timing=Timing.of_lease(settings.lease, settings.shutdown_timeout / 3),
             crons=crons(settings),
         )
         persistence.journal.door = self.queues
@@ -154,6 +154,7 @@ class Application:
             artifacts=store,
             providers=self.routing.routed(),
             budgets=Budgets(settings.daily_budget, persistence.usage),
+            homes=self.queues.servers,
             outputs=Outputs(
                 store,
                 self.backends.fetchers,

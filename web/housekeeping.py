@@ -11,6 +11,7 @@ import structlog
 from attrs import define
 
 from engine.jobs.config import Cron
+from engine.jobs.cron import Every
 from engine.jobs.job import Complete, Job
 from engine.jobs.worker import JobHandler
 from engine.ports import ArtifactStore, StoreFailed
@@ -52,7 +53,7 @@ class Sweeper:
 
 def crons(settings: Settings) -> tuple[Cron, ...]:
     """What runs by the clock."""
-    return (Cron("retention", 3600.0, HOUSEKEEPING),)
+    return (Cron("retention", Every(3600.0), HOUSEKEEPING),)
 
 
 def retention_handler(retention: Retention, sweeper: Sweeper, settings: Settings) -> JobHandler:

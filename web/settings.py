@@ -89,6 +89,10 @@ class Settings:
     concurrency: int = 256
     """Attempts that run at once in this process, over all models."""
 
+    lease: float = 30.0
+    """A server that has not been heard of for so long, by the database's clock, counts as lost: its jobs run again and
+    its tasks are taken over by those that share the database. At least 1."""
+
     # who generates
     local_model: bool = True
     local_threads: int = 0
@@ -161,6 +165,8 @@ def check(settings: Settings) -> Settings:
             f"Without tokens the server listens on loopback only, not on {settings.host}. "
             "Set ELWIFT_JWT_SECRET, ELWIFT_JWT_KEYS or ELWIFT_TOKENS to open it to others.",
         )
+    if not settings.lease >= 1.0:
+        raise UserError("bad_settings", "lease is a number of seconds, at least 1.")
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise UserError("bad_settings", "tls_certificate and tls_key must be set together.")
     return settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from uuid import NAMESPACE_OID, uuid5
 
 import trio
@@ -17,6 +17,7 @@ from attrs import define, evolve, field, frozen
 
 from engine.jobs.config import Cron, Timing
 from engine.jobs.job import NewJob
+from engine.jobs.ports import Slot
 from engine.otp import init_ack
 from engine.ports import StorageDown
 
@@ -104,24 +105,24 @@ class Heart:
 # --- cron -------------------------------------------------------------------------------------------------
 
 
-def due_jobs(crons: Sequence[Cron], now: float, done: dict[str, int]) -> list[NewJob]:
-    """The jobs whose time has come. `done` gives the last slot made, by name, and is brought up to date.
+def due_slots(crons: Sequence[Cron], now: float, made: Mapping[str, float]) -> list[Slot]:
+    """The crons' times that have come. `made` gives, by name, the last one for which this node saw to a job.
 
-    A slot's job has an id made of its name and number, so whichever node comes second inserts nothing. Slots missed
-    while nothing ran are not made up for.
+    The database sees to it that each time has one job, whatever nodes there are. Of the times that were missed while
+    nothing ran, the last is made up for.
     """
-    jobs = []
+    slots = []
     for cron in crons:
-        slot = int(now // cron.every)
-        if done.get(cron.name) != slot:
-            done[cron.name] = slot
-            job_id = uuid5(NAMESPACE_OID, f"elwift cron {cron.name} {cron.every} {slot}")
-            jobs.append(
-                NewJob(job_id, cron.worker, cron.queue, cron.args, max_attempts=cron.max_attempts, unique_key=cron.name)
+        at = cron.schedule.last(now)
+        if made.get(cron.name) != at:
+            job_id = uuid5(NAMESPACE_OID, f"elwift cron {cron.name} {at}")
+            job = NewJob(
+                job_id, cron.worker, cron.queue, cron.args, max_attempts=cron.max_attempts, unique_key=cron.name
             )
-    return jobs
+            slots.append(Slot(cron.name, at, job))
+    return slots
 
 
 def next_slot_in(crons: Sequence[Cron], now: float) -> float | None:
-    """Seconds until the next slot of any of them."""
-    return min((cron.every - now % cron.every for cron in crons), default=None)
+    """Seconds until the next time of any of them."""
+    return min((cron.schedule.following(now) - now for cron in crons), default=None)

@@ -27,7 +27,8 @@ class JobState(StrEnum):
 
 @frozen
 class NewJob:
-    """A job to be. `worker` names the handler; `user` is the key of fairness; times are Unix seconds."""
+    """A job to be. `worker` names the handler; `user` is the key of fairness; times are Unix seconds; `home` is the
+    server on which its task lives."""
 
     id: UUID
     worker: str
@@ -40,6 +41,7 @@ class NewJob:
     scheduled_at: float | None = None
     unique_key: str | None = None
     trace_parent: str | None = None
+    home: str | None = None
 
 
 @frozen

@@ -118,6 +118,7 @@ class QueueCounts:
     """A queue as the database has it. `oldest_age`: seconds that the oldest available job has waited."""
 
     queue: str
+    suspended: int = 0
     available: int = 0
     scheduled: int = 0
     retryable: int = 0
@@ -143,11 +144,17 @@ class NoticeKind(StrEnum):
     STOP = "stop"
     SETTINGS = "settings"
     PING = "ping"
+    MOVED = "moved"
+    JOINED = "joined"
+    LEFT = "left"
+    NEWS = "news"
 
 
 @frozen
 class Notice:
-    """A notification. `subject`: the queue (wake), the job's id (stop), or the boot id of who pings."""
+    """A notification. `subject`: the queue (wake), the job's id (stop), the boot id of who pings, the task that another
+    server has claimed from the home `token` (moved), the server that has started (joined) or ended in good order
+    (left), or what one server tells the others of its tasks (news)."""
 
     kind: NoticeKind
     subject: str = ""
@@ -185,6 +192,27 @@ class JobRecord:
     node: str | None = None
     token: UUID | None = None
     errors: tuple[JobError, ...] = field(default=())
+    home: str | None = None
+
+
+@frozen
+class Peer:
+    """A server on this database, this one included. `alive`: its lease has not expired, by the database's clock;
+    `age`: seconds since its last heartbeat."""
+
+    name: str
+    boot: UUID
+    alive: bool
+    age: float
+
+
+@frozen
+class Slot:
+    """A cron's time that has come, and the job that is to be made for it. `at`: Unix time."""
+
+    name: str
+    at: float
+    job: NewJob
 
 
 @frozen
@@ -199,7 +227,7 @@ class Retention:
 class JobStore(Protocol):
     """The jobs as PostgreSQL has them. Every method raises `StorageDown` while the database is away.
 
-    Leases are judged by the database's clock alone; a node's own clock decides nothing.
+    Leases, and when a job is due, are judged by the database's clock alone; a node's own clock decides nothing.
     """
 
     async def insert(self, jobs: Sequence[NewJob]) -> frozenset[UUID]:
@@ -218,6 +246,34 @@ class JobStore(Protocol):
         """Extends the leases; the ids of jobs that are no longer held."""
         ...
 
+    async def suspend(self, job_id: UUID) -> bool:
+        """Holds a waiting job back; whether it was waiting."""
+        ...
+
+    async def unsuspend(self, job_id: UUID) -> bool:
+        """Lets a job go that was held back; whether it was."""
+        ...
+
+    async def beat(self, node: str, boot: UUID, seconds: float) -> tuple[Peer, ...]:
+        """Keeps this server's lease for `seconds`; all servers, as they stood before."""
+        ...
+
+    async def look_around(self) -> tuple[Peer, ...]:
+        """All servers."""
+        ...
+
+    async def leave(self, node: str, boot: UUID) -> None:
+        """This server ends; the others hear of it."""
+        ...
+
+    async def adopt(self, node: str, jobs: Sequence[UUID]) -> frozenset[UUID]:
+        """Those of these jobs whose tasks live on this server: already, or from now on, their home being lost."""
+        ...
+
+    async def strayed(self, node: str, jobs: Sequence[UUID]) -> frozenset[UUID]:
+        """Those of these jobs whose tasks live on another server."""
+        ...
+
     async def release(self, fences: Sequence[Fence]) -> int:
         """Gives running jobs back without counting the attempt."""
         ...
@@ -232,6 +288,14 @@ class JobStore(Protocol):
 
     async def stage(self, limit: int) -> Staged:
         """Moves scheduled and retryable jobs that are due into the line."""
+        ...
+
+    async def now(self) -> float:
+        """Unix time by the database's clock."""
+        ...
+
+    async def make_for(self, slots: Sequence[Slot]) -> frozenset[UUID]:
+        """Inserts the jobs of crons' times for which none was made yet, on any node; the ids that were new."""
         ...
 
     async def prune(self, retention: Retention, limit: int) -> int:
@@ -256,6 +320,10 @@ class JobStore(Protocol):
 
     async def notify(self, notice: Notice) -> None:
         """Sends a notification to every node, this one included."""
+        ...
+
+    async def tell(self, words: Sequence[str]) -> None:
+        """Sends news (each below 7.9 kB) to every node, this one included, without waiting for the disk."""
         ...
 
     def notices(self) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:

@@ -23,6 +23,7 @@ from engine.jobs.job import Cancel, Fence, JobChange, JobState, Lease, NewJob, R
 from engine.jobs.lane import Identity, Lane
 from engine.jobs.notifier import Hearing
 from engine.jobs.ports import JobRecord, JobStore, Notice, NoticeKind, QueueCounts, QueueSetting
+from engine.jobs.servers import Servers
 from engine.jobs.worker import JobHandler
 from engine.otp import ChildSpec
 from engine.ports import Receipt
@@ -50,6 +51,7 @@ class QueueStats:
     job_seconds: float
     mode: str
     running_ids: tuple[UUID, ...] = ()
+    suspended: int = 0
 
 
 def queue_name(queue: str) -> str:
@@ -78,6 +80,7 @@ class Queues:
     outbox: Outbox = field(init=False)
     heart: Heart = field(init=False)
     hearing: Hearing = field(init=False)
+    servers: Servers = field(init=False)
     counted: dict[str, QueueCounts] = field(init=False, factory=dict)
     settings_changed: trio.Event = field(init=False, factory=trio.Event)
     """Set when an operator may have set something, here or on another node."""
@@ -93,6 +96,7 @@ class Queues:
         self.claims = {name: Claims(lane, self.store) for name, lane in self.lanes.items()}
         self.heart = Heart(self.timing, monotonic=self.monotonic)
         self.hearing = Hearing(str(self.boot))
+        self.servers = Servers(self.store, self.node, self.boot)
 
     def spec(self) -> ChildSpec:
         """The subtree: supervisor "jobs"."""
@@ -188,6 +192,14 @@ class Queues:
         await self.store.settle([JobChange(job_id, Retry("", self.clock()))])
         self.wake()
 
+    async def suspend(self, job_id: UUID) -> bool:
+        """Holds a waiting job back until `release`; whether it was waiting. Raises StorageDown."""
+        return await self.store.suspend(job_id)
+
+    async def release(self, job_id: UUID) -> bool:
+        """Lets a job go that was held back; whether it was. Raises StorageDown."""
+        return await self.store.unsuspend(job_id)
+
     async def get(self, job_id: UUID) -> JobRecord | None:
         return await self.store.get(job_id)
 
@@ -210,7 +222,15 @@ class Queues:
                 self.stop(notice.subject, notice.token)
             case NoticeKind.SETTINGS:
                 self.settings_changed.set()
-            case NoticeKind.PING:
+            case NoticeKind.MOVED if notice.token == self.node:
+                self.servers.on_moved(UUID(notice.subject))
+            case NoticeKind.JOINED:
+                self.servers.joined(notice.subject)
+            case NoticeKind.LEFT:
+                self.servers.left(notice.subject)
+            case NoticeKind.NEWS:
+                self.servers.on_news(notice.subject)
+            case _:
                 return
 
     def count(self, counts: Sequence[QueueCounts], taken_at: float) -> None:
@@ -244,6 +264,7 @@ class Queues:
             scheduled=count.scheduled,
             retryable=count.retryable,
             executing=max(count.executing, len(lane.running)),
+            suspended=count.suspended,
             discarded=count.discarded,
             in_memory=len(lane.memory),
             oldest_age=count.oldest_age,
@@ -260,5 +281,5 @@ def _publish(stats: QueueStats) -> None:
     metrics.OLDEST.labels(stats.queue).set(stats.oldest_age or 0.0)
     metrics.ESTIMATE.labels(stats.queue).set(stats.estimated_wait)
     metrics.WAITING.labels(stats.queue).set(stats.available)
-    for state in ("available", "scheduled", "retryable", "executing", "discarded"):
+    for state in ("suspended", "available", "scheduled", "retryable", "executing", "discarded"):
         metrics.IN_STATE.labels(stats.queue, state).set(getattr(stats, state))

@@ -14,7 +14,7 @@ import trio
 
 from engine.jobs import metrics
 from engine.jobs.acknowledger import acknowledge
-from engine.jobs.clockwork import due_jobs, every, next_slot_in
+from engine.jobs.clockwork import due_slots, every, next_slot_in
 from engine.jobs.dispatcher import STOP_GRACE, WORKERS, Dispatcher, claim_jobs
 from engine.jobs.lane import Running
 from engine.jobs.notifier import listen
@@ -140,10 +140,12 @@ class Clockwork:
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues
-        self._slots: dict[str, int] = {}
+        self._made: dict[str, float] = {}
 
     async def beat(self) -> float | None:
-        await self._queues.heart.beat(self._extend)
+        queues = self._queues
+        await queues.heart.beat(self._extend)
+        await queues.servers.beat(queues.timing.lease, queues.heart.may_rescue)
         return None
 
     async def _extend(self) -> None:
@@ -174,6 +176,7 @@ class Clockwork:
         metrics.RESCUE_PAUSED.set(not allowed)
         if not allowed:
             return None
+        await queues.servers.look_around(sure=True)
         held = {job_id for lane in queues.lanes.values() for job_id in lane.holding()}
         held |= {fence.job_id for fence in queues.outbox.fences()}
         for rescued in await queues.store.rescue(list(held), RESCUE_AT_ONCE):
@@ -193,11 +196,14 @@ class Clockwork:
 
     async def cron(self) -> float | None:
         queues = self._queues
-        done = dict(self._slots)
-        if jobs := due_jobs(queues.crons, queues.clock(), done):
-            await queues.insert(jobs)
-        self._slots = done
-        return next_slot_in(queues.crons, queues.clock())
+        if not queues.crons:
+            return None
+        now = await queues.store.now()
+        if slots := due_slots(queues.crons, now, self._made):
+            await queues.store.make_for(slots)
+            queues.wake({slot.job.queue for slot in slots})
+            self._made |= {slot.name: slot.at for slot in slots}
+        return next_slot_in(queues.crons, now)
 
 
 class Drain(GenServer[None]):
@@ -231,6 +237,8 @@ async def drain(queues: Queues) -> None:
             await queues.outbox.flush(queues.store)
         with trio.move_on_after(FLUSH_WITHIN):
             await queues.store.release([held.job.fence for held in unfinished if held.stored])
+        with trio.move_on_after(FLUSH_WITHIN):
+            await queues.servers.leave()
     except StorageDown as problem:
         log.warning("jobs could not be given back (the next start will do it): %s", problem)
     log.info("the job queue is drained; %d jobs were given back", len(unfinished))

@@ -172,10 +172,10 @@ def abandon(task: TaskState, at: float, code: str, message: str, action: str) ->
     return _entry(task, at, Actor.SYSTEM, [ev.Failed(code, message, action, retryable=True)], job)
 
 
-def requeue(task: TaskState, at: float, actor: Actor, job_id: UUID) -> Entry:
+def requeue(task: TaskState, at: float, actor: Actor, job_id: UUID, home: str | None = None) -> Entry:
     """A failed task gets a new job, and with it as many attempts as it had."""
     entry = _entry(task, at, actor, [ev.Requeued(job_id)])
-    return Entry(entry.task, entry.events, new_job=_job(entry.task, None))
+    return Entry(entry.task, entry.events, new_job=_job(entry.task, None, home))
 
 
 def _entry(
@@ -195,7 +195,7 @@ def _entry(
     return Entry(task, tuple(events), job=job, predictions=predictions)
 
 
-def _job(task: TaskState, scheduled_at: float | None) -> NewJob:
+def _job(task: TaskState, scheduled_at: float | None, home: str | None) -> NewJob:
     assert task.job_id is not None
     return NewJob(
         id=task.job_id,
@@ -207,6 +207,7 @@ def _job(task: TaskState, scheduled_at: float | None) -> NewJob:
         max_attempts=task.max_attempts,
         scheduled_at=scheduled_at,
         trace_parent=task.trace_parent,
+        home=home,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from uuid import UUID
 
 from attrs import evolve, frozen
 
@@ -15,6 +14,7 @@ from engine.otp import Via, cast, reply, self_, send, send_after
 from engine.ports import Durability, Entry, JournalFull
 from engine.runtime import Runtime
 from engine.tasks.events import TaskEvent
+from engine.tasks.ids import key
 from engine.tasks.messages import Refusal, TaskHappened, TaskNews, TaskProgress, TaskText
 from engine.tasks.outbox import Answer, Outbox, Pending, Released, push, release
 from engine.tasks.stash import Live
@@ -29,11 +29,6 @@ class ReceiptCame:
 @frozen
 class SubmitAgain:
     """To itself: the journal was full; the time it named has come."""
-
-
-def key(task_id: UUID) -> tuple[str, UUID]:
-    """The name of a task's TaskServer in `runtime.names`."""
-    return ("task", task_id)
 
 
 def pending(runtime: Runtime, entry: Entry) -> Pending:
@@ -72,7 +67,8 @@ def show(runtime: Runtime, live: Live, task: TaskState, news: TaskProgress | Tas
     if outbox.items:
         return _with(live, task, push(outbox, news))
     tell(runtime, live, news)
-    runtime.snapshots.dirty(task)
+    if not live.mirror:  # what is live elsewhere is saved there
+        runtime.snapshots.dirty(task)
     return _with(live, task, Outbox(task, (), outbox.unsaved))
 
 
@@ -84,6 +80,8 @@ def let_go(runtime: Runtime, live: Live) -> tuple[Live, Pending | None]:
             reply(effect.caller, effect.answer)
         else:
             tell(runtime, live, effect)
+            if live.mirror:  # an order was given here: where the task lives they do not know yet
+                runtime.relay.put(live.task.id, effect)
     if released.outbox.told is not live.outbox.told:
         runtime.snapshots.dirty(released.outbox.told)
     return _after(live, released), released.refused
@@ -122,6 +120,8 @@ def tell(runtime: Runtime, live: Live, news: TaskNews) -> None:
     """Sends news to the task's subscribers, and what lasts to its user's channels, too."""
     for subscriber in live.subscribers:
         send(subscriber.pid, news)
+    if live.task.id in runtime.relay.watched and not live.mirror:
+        runtime.relay.put(live.task.id, news)
     if isinstance(news, TaskHappened):
         for pid, _ in runtime.channels.lookup(("user", news.task.user)):
             send(pid, news)
@@ -129,4 +129,4 @@ def tell(runtime: Runtime, live: Live, news: TaskNews) -> None:
 
 def _with(s: Live, task: TaskState, outbox: Outbox) -> Live:
     """As `evolve`, quicker: this runs at every token."""
-    return Live(task, outbox, s.log, s.log_after, s.worker, s.subscribers, s.crashes, s.started)
+    return Live(task, outbox, s.log, s.log_after, s.worker, s.subscribers, s.crashes, s.started, s.mirror)

@@ -1,12 +1,13 @@
-"""Other servers on the same database run jobs, too: what they do to tasks that are live here is learnt from the log.
+"""Other servers on the same database run tasks, too: what was not heard of them is learnt by asking, now and then.
 
-A process beside the TaskServers. Of the tasks that nobody works on here it asks the store, a page at a time, whose log
-goes on, and tells their TaskServers to catch up. Durable events arrive so; progress and text of an attempt that runs
-elsewhere do not. May import `engine.otp`, the ports and the rest of this room.
+A process beside the TaskServers, and the net below the notifications. Of the tasks that nothing here works on it
+asks, a page at a time: of those that live here, whether they still do; of mirrors, whether their log goes on. May
+import `engine.otp`, the ports and the rest of this room.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 import trio
@@ -14,8 +15,8 @@ import trio
 from engine.otp import Via, cast, init_ack
 from engine.ports import StorageDown
 from engine.runtime import Runtime
-from engine.tasks.delivery import key
-from engine.tasks.server import CatchUp
+from engine.tasks.ids import key
+from engine.tasks.server import CatchUp, Moved
 from engine.tasks.stash import Live
 
 EVERY = 1.0
@@ -31,20 +32,37 @@ async def follow(runtime: Runtime) -> None:
         await trio.sleep(EVERY)
         waiting = waiting or list(runtime.stash.ids())
         page, waiting = waiting[:PAGE], waiting[PAGE:]
-        known = {id: live.task.seq for id in page if (live := runtime.stash.get(id)) is not None and idle(live)}
-        if known:
-            await _catch_up(runtime, known)
+        idle = [live for live in map(runtime.stash.get, page) if live is not None and _idle(live)]
+        try:
+            await _ask(runtime, idle)
+        except StorageDown:
+            continue
 
 
-def idle(live: Live) -> bool:
+def moved(runtime: Runtime, task_id: UUID) -> None:
+    """Another server has claimed the task's job."""
+    if task_id in runtime.stash:
+        _tell(runtime, task_id, Moved())
+
+
+async def _ask(runtime: Runtime, idle: Sequence[Live]) -> None:
+    for live in idle:
+        if live.mirror and not live.subscribers:
+            _tell(runtime, live.task.id, Moved())  # it only has to notice that nobody watches
+    if runtime.homes.alone:
+        idle = [live for live in idle if live.mirror]
+    known = {live.task.id: live.task.seq for live in idle}
+    for task_id in await runtime.store.ahead(known) if known else ():
+        _tell(runtime, task_id, CatchUp(known[task_id]))
+    jobs = {live.task.job_id: live.task.id for live in idle if not live.mirror and live.task.job_id is not None}
+    for job_id in await runtime.homes.strayed(list(jobs)) if jobs else ():
+        _tell(runtime, jobs[job_id], Moved())
+
+
+def _idle(live: Live) -> bool:
     """Whether nothing of ours is under way for the task, so that only others can take it on."""
     return live.worker is None and live.outbox.settled
 
 
-async def _catch_up(runtime: Runtime, known: dict[UUID, int]) -> None:
-    try:
-        ahead = await runtime.store.ahead(known)
-    except StorageDown:
-        return
-    for task_id in ahead:
-        cast(Via(runtime.names, key(task_id)), CatchUp(known[task_id]))
+def _tell(runtime: Runtime, task_id: UUID, message: object) -> None:
+    cast(Via(runtime.names, key(task_id)), message)

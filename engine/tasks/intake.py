@@ -46,7 +46,7 @@ async def accept(runtime: Runtime, new: NewTask) -> Accepted:
             raise
         return await _same(runtime, made, birth)
     estimate = runtime.queues.admit(birth.queue, new.user, birth.priority)
-    entry = decide.create(new.id or new_id(), birth, runtime.clock())
+    entry = decide.create(new.id or new_id(), birth, runtime.clock(), home=runtime.homes.node)
     live = delivery.unborn(runtime, entry)
     runtime.stash.offer(live)
     match await lookup.launch(runtime, live):

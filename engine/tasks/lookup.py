@@ -28,8 +28,8 @@ from engine.otp import (
 from engine.ports import Buffered, Committed, Receipt, StorageDown
 from engine.runtime import TASKS, Runtime
 from engine.tasks import decide, delivery, stash
-from engine.tasks.delivery import key
 from engine.tasks.events import Actor
+from engine.tasks.ids import key
 from engine.tasks.messages import CancelTask, Refusal, RetryTask, Subscribe, View
 from engine.tasks.outbox import Pending
 from engine.tasks.server import TaskServer, view_of
@@ -75,7 +75,7 @@ async def ensure(runtime: Runtime, task_id: UUID) -> Pid | None:
         task = await runtime.store.load(task_id)
         if task is None or task.status.terminal:
             return None
-        runtime.stash.offer(stash.of(task))
+        runtime.stash.offer(stash.of(task, mirror=True))  # until it is told to live here
     return await start(runtime, task_id)
 
 
@@ -196,7 +196,7 @@ async def retry(runtime: Runtime, task_id: UUID, actor: Actor = Actor.USER) -> T
 
 async def _revived(runtime: Runtime, task: TaskState, actor: Actor) -> TaskState:
     """The failed task has left memory: its new life begins as its first did, with an entry of its own."""
-    entry = decide.requeue(task, runtime.clock(), actor, uuid4())
+    entry = decide.requeue(task, runtime.clock(), actor, uuid4(), runtime.homes.node)
     live = delivery.unborn(runtime, entry, told=task)
     if not runtime.stash.offer(live):
         raise UserError("conflict", "The task is being retried already.")

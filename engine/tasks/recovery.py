@@ -1,4 +1,5 @@
-"""After a start: the tasks that were unfinished come back, the urgent and the old ones first, a page at a time.
+"""After a start the tasks that live here and were unfinished come back, the urgent and the old ones first, a page at a
+time. So do, when another server is lost, those that lived there.
 
 A process beside the TaskServers. New requests are served meanwhile: it never has more than one start under way, and
 lets the others run after each few. Their jobs come back by the queue's own recovery.
@@ -13,9 +14,10 @@ from uuid import UUID
 
 import structlog
 import trio
+from attrs import frozen
 
 from engine import telemetry
-from engine.otp import TRANSIENT, ChildSpec, DynamicSupervisor, Start, StartFailed, Supervisor, init_ack
+from engine.otp import ChildSpec, DynamicSupervisor, Start, StartFailed, Supervisor, Via, cast, init_ack
 from engine.ports import StorageDown
 from engine.runtime import TASKS, Runtime
 from engine.tasks import lookup, stash
@@ -57,17 +59,31 @@ def specs(runtime: Runtime) -> tuple[ChildSpec, ChildSpec]:
 
 
 async def recover(runtime: Runtime) -> None:
-    """Brings back every unfinished task that is not live already; ends when all are there."""
+    """Brings back every unfinished task that lives here, now and whenever another server is gone."""
     init_ack()
+    while True:
+        await bring_back(runtime)
+        await runtime.homes.someone_gone()
+
+
+async def bring_back(runtime: Runtime) -> None:
+    """Goes through all unfinished tasks once."""
     after: Key | None = None
     count = 0
     with garbage_collection_paused():
         while page := await _page(runtime, after):
-            for task in page:
+            for task in page.here:
                 count += await _bring_back(runtime, task)
-            last = page[-1]
-            after = (last.priority, last.created_at, last.id)
+            after = page.last
     log.info("recovery complete", tasks=count)
+
+
+@frozen
+class Here:
+    """Of a page of unfinished tasks, those that live here; and the place in the order where the page ends."""
+
+    here: tuple[TaskState, ...]
+    last: Key
 
 
 @contextmanager
@@ -84,18 +100,27 @@ def garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-async def _page(runtime: Runtime, after: Key | None) -> tuple[TaskState, ...]:
+async def _page(runtime: Runtime, after: Key | None) -> Here | None:
     """The next page, however long the database is away: there is nothing else to do meanwhile."""
     while True:
         try:
-            return await runtime.store.unfinished(after, PAGE)
+            tasks = await runtime.store.unfinished(after, PAGE)
+            if not tasks:
+                return None
+            ours = await runtime.homes.adopt([task.job_id for task in tasks if task.job_id is not None])
         except StorageDown:
             await trio.sleep(STORAGE_PAUSE)
+        else:
+            here = tuple(task for task in tasks if task.job_id in ours)
+            return Here(here, (tasks[-1].priority, tasks[-1].created_at, tasks[-1].id))
 
 
 async def _bring_back(runtime: Runtime, task: TaskState) -> bool:
     """Starts one task's TaskServer, unless it is there; one that cannot be started does not hold up the others."""
-    if task.id in runtime.stash or not runtime.stash.offer(stash.of(task)):
+    if not runtime.stash.offer(stash.of(task)):
+        live = runtime.stash.get(task.id)
+        if live is not None and live.mirror:
+            cast(Via(runtime.names, key(task.id)), Adopted())
         return False
     try:
         await lookup.start(runtime, task.id)

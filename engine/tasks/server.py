@@ -2,6 +2,9 @@
 
 What happens becomes a journal entry; what the journal has taken is told to subscribers, in order (`delivery`). It
 lives from the task's acceptance until its end is stored and told; a crash rebuilds it from the stash.
+
+Where several servers share a database, a task lives on one of them. On another its TaskServer is a mirror: it learns
+what happens from the log and from `relay`, takes orders, and stays only while somebody here watches.
 """
 
 from __future__ import annotations
@@ -45,13 +48,14 @@ from engine.ports import Durability, Entry, StorageDown
 from engine.providers import protocol as provider
 from engine.runtime import Runtime
 from engine.tasks import attempt as rules
-from engine.tasks import decide, delivery
+from engine.tasks import decide, delivery, relay
 from engine.tasks import messages as msg
 from engine.tasks.decide import Running
 from engine.tasks.delivery import ReceiptCame, SubmitAgain
 from engine.tasks.events import Actor, Failed, Output, TaskEvent
 from engine.tasks.messages import Refusal, StepTaken
 from engine.tasks.outbox import Answer, Outbox, Pending, push
+from engine.tasks.relay import Mirrored
 from engine.tasks.stash import Live, Subscriber, Worker
 from engine.tasks.state import Status, fold
 
@@ -74,6 +78,21 @@ class CatchUp:
     """The task's log goes on beyond `seq`, by another server's hand; void once this one has gone on, too."""
 
     seq: int
+
+
+@frozen
+class Moved:
+    """The task lives on another server by now."""
+
+
+@frozen
+class Adopted:
+    """The task lives here from now on: the server where it did is lost."""
+
+
+@frozen
+class Rest:
+    """To itself: nothing more may be wanted of it."""
 
 
 class Sabotaged(Exception):
@@ -157,8 +176,14 @@ class TaskServer(GenServer[Live]):
         match message:
             case Reload():
                 live = await self._reloaded(live)
-            case CatchUp(seq) if live.worker is None and live.outbox.settled and live.task.seq == seq:
-                live = await self._reloaded(live)
+            case CatchUp(seq) if _idle(live) and live.task.seq == seq:
+                live = await self._caught_up(live)
+            case Mirrored(news) if _idle(live):
+                live = await self._mirrored(live, news)
+            case Moved() if _idle(live):
+                live = self._moved(live)
+            case Adopted():
+                live = evolve(live, mirror=False)
         return self._rest(live)
 
     async def handle_continue(self, message: object, live: Live) -> NoReply[Live] | Stop[Live]:
@@ -183,6 +208,7 @@ class TaskServer(GenServer[Live]):
     def _begin(self, request: msg.BeginAttempt, caller: From, live: Live) -> Live:
         if (refusal := rules.may_begin(live, request)) is not None:
             reply(caller, refusal)
+            cast(self_(), Rest())
             return live
         if live.worker is not None and live.worker.run.fence == request.fence:  # asked again after a crash of ours
             return _answered(live, caller, msg.AttemptBegun(live.task.attempt, live.task))
@@ -286,13 +312,53 @@ class TaskServer(GenServer[Live]):
         if live.task.status is not Status.FAILED:
             reply(caller, Refusal("not_failed", f"The task is {live.task.status}; only a failed one is tried again."))
             return live
-        live = delivery.submit(self.runtime, live, decide.requeue(live.task, self.runtime.clock(), actor, job_id))
-        return _answered(live, caller)
+        entry = decide.requeue(live.task, self.runtime.clock(), actor, job_id, self.runtime.homes.node)
+        return _answered(delivery.submit(self.runtime, live, entry), caller)
 
     def _subscribed(self, live: Live, pid: Pid) -> Live:
         if any(subscriber.pid == pid for subscriber in live.subscribers):
             return live
+        if live.mirror:
+            self.runtime.relay.watch(live.outbox.told)
         return evolve(live, subscribers=(*live.subscribers, Subscriber(pid, monitor(pid))))
+
+    # --- a task that lives elsewhere -------------------------------------------------------------------------
+
+    def _moved(self, live: Live) -> Live:
+        if live.subscribers and not live.mirror:
+            self.runtime.relay.watch(live.outbox.told)
+        return evolve(live, mirror=True)
+
+    async def _mirrored(self, live: Live, news: relay.Progress | relay.Text | relay.Log) -> Live:
+        """What the task's home tells. Text and progress of an attempt are told once the log has come to it."""
+        match news:
+            case relay.Log(seq=seq):
+                return live if seq <= live.task.seq else await self._caught_up(live)
+            case relay.Progress(attempt=attempt) | relay.Text(attempt=attempt) if attempt > live.task.attempt:
+                live = await self._caught_up(live)
+        task = live.task
+        if news.attempt != task.attempt or task.status is not Status.PROCESSING or not live.mirror:
+            return live
+        if isinstance(news, relay.Progress):
+            progress = provider.Progress(news.progress, news.step, news.message, news.eta_seconds)
+            return delivery.show(self.runtime, live, *rules.progress_step(task, progress, news.at))
+        if news.offset > len(task.text):
+            self.runtime.relay.watch(task)  # some was lost on the way
+            return live
+        step = rules.text_step(task, news.offset, news.text, news.at)
+        return live if step is None else delivery.show(self.runtime, live, *step)
+
+    async def _caught_up(self, live: Live) -> Live:
+        """Tells what another server has added to the log. What is live of the attempt stays."""
+        told = live.outbox.told
+        try:
+            missed = await self.runtime.store.events(told.id, after=told.seq)
+        except StorageDown:
+            return live  # it is asked for again
+        for news in delivery.as_news(told, missed):
+            delivery.tell(self.runtime, live, news)
+            told = news.task
+        return evolve(live, task=told, outbox=Outbox(told), log=(), log_after=told.seq) if missed else live
 
     # --- the end of every step -----------------------------------------------------------------------------
 
@@ -306,15 +372,18 @@ class TaskServer(GenServer[Live]):
         return live
 
     def _rest(self, live: Live) -> NoReply[Live] | Stop[Live]:
-        """As `_kept`; and once all is stored and told, or the task turns out never to have been, that is the end.
+        """As `_kept`; and once all is stored and told, or the task turns out never to have been, that is the end. So it
+        is for a mirror that nobody watches.
 
         Only what is told ends here, never a call, whose caller has still to be answered; a receipt is always told.
         """
         live = self._kept(live)
-        if not _unborn(live.outbox) and not (live.task.status.terminal and live.outbox.settled):
+        over = _unborn(live.outbox) or (live.task.status.terminal and live.outbox.settled)
+        if not over and not (live.mirror and _idle(live) and not live.subscribers):
             return NoReply(live)
         self.runtime.stash.drop(live.task.id)
-        self.runtime.snapshots.forget(live.task.id)
+        if over:
+            self.runtime.snapshots.forget(live.task.id)
         return Stop(NORMAL, live)
 
     def _refused(self, live: Live, refused: Pending) -> Live:
@@ -393,6 +462,11 @@ def _stopped(live: Live, why: str) -> Live:
     if live.worker is not None:
         exit(live.worker.pid, Shutdown(why))
     return _let_go(live)
+
+
+def _idle(live: Live) -> bool:
+    """Whether nothing of ours is under way for the task, so that only others can take it on."""
+    return live.worker is None and live.outbox.settled
 
 
 def _unborn(outbox: Outbox) -> bool:

@@ -46,7 +46,8 @@ class Live:
     """A TaskServer's state. `task` is the truth, of which `outbox.told` is the part that has a receipt.
 
     `log` holds the told events after seq `log_after`; earlier ones are in the store. `crashes` are the Unix times of
-    the TaskServer's last ones; `started` tells a restart from the first start.
+    the TaskServer's last ones; `started` tells a restart from the first start. A `mirror` shows a task that lives on
+    another server, for as long as it is watched here.
     """
 
     task: TaskState
@@ -57,11 +58,12 @@ class Live:
     subscribers: tuple[Subscriber, ...] = ()
     crashes: tuple[float, ...] = ()
     started: bool = False
+    mirror: bool = False
 
 
-def of(task: TaskState) -> Live:
+def of(task: TaskState, mirror: bool = False) -> Live:
     """The state of a task as the store has it."""
-    return Live(task, Outbox(task), log_after=task.seq)
+    return Live(task, Outbox(task), log_after=task.seq, mirror=mirror)
 
 
 class Stash:

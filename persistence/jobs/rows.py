@@ -41,22 +41,23 @@ TURNS: LiteralString = """
 INSERT: LiteralString = f"""
 WITH incoming AS (
     SELECT t.*, CASE WHEN t.token IS NOT NULL THEN 'executing'::job_state
-                     WHEN t.at > extract(epoch FROM now()) THEN 'scheduled' ELSE 'available' END AS state
+                     WHEN t.due_in > 0 THEN 'scheduled' ELSE 'available' END AS state
     FROM jsonb_to_recordset(%s) AS t(
         n int, id uuid, worker text, queue text, args jsonb, task_id uuid, user_key text, priority smallint,
-        max_attempts int, at float8, unique_key text, trace_parent text,
+        max_attempts int, due_in float8, unique_key text, trace_parent text, home text,
         token uuid, node text, boot uuid, seconds float8)
 ), joining AS (SELECT * FROM incoming WHERE state = 'available'
 ), turns AS ({TURNS}
 ), inserted AS (
     INSERT INTO jobs (id, state, queue, worker, args, task_id, user_key, priority, turn, attempt, max_attempts,
-                      unique_key, trace_parent, scheduled_at, attempted_at,
+                      unique_key, trace_parent, home, scheduled_at, attempted_at,
                       lease_token, lease_node, lease_boot, lease_expires_at)
     SELECT i.id, i.state, i.queue, i.worker, i.args, i.task_id, i.user_key, i.priority,
            coalesce(s.first, 0) - 1 + row_number() OVER (PARTITION BY i.queue, i.priority, i.user_key, i.state
                                                          ORDER BY i.n),
            (i.token IS NOT NULL)::int, i.max_attempts, i.unique_key, i.trace_parent,
-           coalesce(to_timestamp(i.at), now()), CASE WHEN i.token IS NOT NULL THEN now() END,
+           coalesce(i.node, i.home), now() + coalesce(i.due_in, 0) * interval '1 second',
+           CASE WHEN i.token IS NOT NULL THEN now() END,
            i.token, i.node, i.boot, now() + i.seconds * interval '1 second'
     FROM incoming i LEFT JOIN turns s USING (queue, priority, user_key)
     ON CONFLICT DO NOTHING
@@ -77,7 +78,7 @@ FEW: LiteralString = "n BETWEEN 0 AND 1000000"
 APPLY: LiteralString = f"""
 WITH change AS (
     SELECT * FROM jsonb_to_recordset(%s) AS c(
-        n int, id uuid, token uuid, state job_state, at float8, error text, undo boolean,
+        n int, id uuid, token uuid, state job_state, due_in float8, error text, undo boolean,
         next_token uuid, next_attempt int, node text, boot uuid, seconds float8)
     WHERE {FEW}
 ), target AS MATERIALIZED (
@@ -107,12 +108,13 @@ WITH change AS (
         errors = CASE WHEN t.error IS NULL THEN j.errors ELSE
             CASE WHEN jsonb_array_length(j.errors) >= 50 THEN j.errors - 0 ELSE j.errors END || jsonb_build_object(
                 'at', extract(epoch FROM now()), 'attempt', j.attempt, 'error', t.error) END,
-        scheduled_at = coalesce(to_timestamp(t.at), j.scheduled_at),
+        scheduled_at = coalesce(now() + t.due_in * interval '1 second', j.scheduled_at),
         completed_at = CASE WHEN t.state = 'completed' THEN now() END,
         cancelled_at = CASE WHEN t.state = 'cancelled' THEN now() END,
         discarded_at = CASE WHEN t.state = 'discarded' THEN now() END,
         lease_token = coalesce(t.next_token, j.lease_token),
         lease_node = coalesce(t.node, j.lease_node),
+        home = coalesce(t.node, j.home),
         lease_boot = coalesce(t.boot, j.lease_boot),
         lease_expires_at = coalesce(now() + t.seconds * interval '1 second', j.lease_expires_at),
         updated_at = now()
@@ -183,13 +185,19 @@ def _new_row(n: int, job: NewJob, lease: Lease | None) -> dict[str, Any]:
         "user_key": job.user or "",
         "priority": job.priority,
         "max_attempts": job.max_attempts,
-        "at": job.scheduled_at,
+        "due_in": _due_in(job.scheduled_at),
         "unique_key": job.unique_key,
         "trace_parent": job.trace_parent,
+        "home": job.home,
     }
     if lease is not None:
         row |= _lease_columns(lease, token="token")
     return row
+
+
+def _due_in(at: float | None) -> float | None:
+    """A time of this server's clock as the time from now: servers' clocks differ, and the database's alone decides."""
+    return None if at is None else at - time.time()
 
 
 def _lease_columns(lease: Lease, token: str) -> dict[str, Any]:
@@ -212,7 +220,7 @@ def _outcome(change: JobChange) -> dict[str, Any]:
     attempt = change.fence.attempt
     settled = settle(change.outcome, attempt, max_attempts=attempt + 1, now=time.time())
     undo = isinstance(change.outcome, Snooze)
-    return {"state": settled.state, "at": settled.scheduled_at, "error": settled.error, "undo": undo}
+    return {"state": settled.state, "due_in": _due_in(settled.scheduled_at), "error": settled.error, "undo": undo}
 
 
 def _order(change: JobChange) -> dict[str, Any]:
@@ -220,9 +228,13 @@ def _order(change: JobChange) -> dict[str, Any]:
     match change.outcome:
         case Retry(error, at):
             later = at is not None and at > time.time()
-            return {"state": JobState.SCHEDULED if later else JobState.AVAILABLE, "at": at, "error": error or None}
+            return {
+                "state": JobState.SCHEDULED if later else JobState.AVAILABLE,
+                "due_in": _due_in(at),
+                "error": error or None,
+            }
         case Snooze(at, _):
-            return {"state": JobState.SCHEDULED, "at": at}
+            return {"state": JobState.SCHEDULED, "due_in": _due_in(at)}
         case Complete():
             return {"state": JobState.COMPLETED}
         case Cancel(reason):

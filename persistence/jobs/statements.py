@@ -20,20 +20,28 @@ _HOLD: LiteralString = """
     UPDATE jobs j SET state = 'executing', attempt = j.attempt + 1,
         max_attempts = greatest(j.max_attempts, j.attempt + 1), attempted_at = now(), updated_at = now(),
         lease_token = gen_random_uuid(), lease_node = %(node)s, lease_boot = %(boot)s,
-        lease_expires_at = now() + %(seconds)s * interval '1 second'
+        home = %(node)s, lease_expires_at = now() + %(seconds)s * interval '1 second'
     FROM picked WHERE j.id = picked.id
+"""
+
+# The server where the task has lived until now hears that it lives elsewhere.
+_TELL_HOME: LiteralString = f"""
+    SELECT pg_notify('{CHANNEL}', 'moved ' || task_id || ' ' || home)::text AS sent
+    FROM picked WHERE task_id IS NOT NULL AND home <> %(node)s
 """
 
 # A paused queue is paused for every node at once, also for one that has not heard of it yet.
 # The CTE is a fence: as a bare subquery the planner may run it again and lock more rows than the limit allows.
 CLAIM: LiteralString = f"""
 WITH picked AS MATERIALIZED (
-    SELECT id FROM jobs WHERE state = 'available' AND queue = %(queue)s
+    SELECT id, task_id, home FROM jobs WHERE state = 'available' AND queue = %(queue)s
         AND NOT EXISTS (SELECT FROM job_queues WHERE name = %(queue)s AND paused)
     ORDER BY priority, turn, id LIMIT %(demand)s FOR UPDATE OF jobs SKIP LOCKED
-)
-{_HOLD}
-RETURNING {JOB}
+), held AS (
+    {_HOLD}
+    RETURNING {JOB}
+), told AS ({_TELL_HOME})
+SELECT held.*, (SELECT count(sent) FROM told) FROM held
 """
 
 # A queue with a limit over all nodes is claimed under its own row's lock. The lock is a statement of its own: only a
@@ -50,19 +58,68 @@ WITH gate AS (
                extract(epoch FROM clock_timestamp() - rate_at) / %(period)s::float8, 1.0)) AS tokens
     FROM job_queues WHERE name = %(queue)s
 ), picked AS MATERIALIZED (
-    SELECT id FROM jobs WHERE state = 'available' AND queue = %(queue)s
+    SELECT id, task_id, home FROM jobs WHERE state = 'available' AND queue = %(queue)s
     ORDER BY priority, turn, id
     LIMIT greatest(0, (SELECT least(%(demand)s, free, floor(tokens + 1e-9)) FROM gate)) FOR UPDATE SKIP LOCKED
 ), held AS (
     {_HOLD}
     RETURNING {JOB}
+), told AS ({_TELL_HOME}
 ), spent AS (
     UPDATE job_queues SET rate_at = clock_timestamp(), updated_at = now(),
         rate_tokens = (SELECT tokens FROM gate) - (SELECT count(*) FROM held)
     WHERE name = %(queue)s AND %(allowed)s::float8 IS NOT NULL
 )
-SELECT gate.free, gate.tokens, held.* FROM gate LEFT JOIN held ON true
+SELECT gate.free, gate.tokens, held.*, (SELECT count(sent) FROM told) FROM gate LEFT JOIN held ON true
 """
+
+# --- servers ---
+
+# What is answered is how the rows stood before: the own one tells whether somebody else uses this server's name.
+BEAT: LiteralString = f"""
+WITH was AS (
+    SELECT boot, expires_at FROM servers WHERE name = %(node)s
+), put AS (
+    INSERT INTO servers (name, boot, expires_at) VALUES (%(node)s, %(boot)s, now() + %(seconds)s * interval '1 second')
+    ON CONFLICT (name) DO UPDATE SET boot = excluded.boot, expires_at = excluded.expires_at, updated_at = now()
+), forgotten AS (
+    DELETE FROM servers WHERE expires_at < now() - interval '1 day' AND name <> %(node)s
+), told AS (
+    SELECT pg_notify('{CHANNEL}', 'joined ' || %(node)s)::text AS sent
+    WHERE NOT EXISTS (SELECT FROM was WHERE boot = %(boot)s AND expires_at > now())
+)
+SELECT name, boot, expires_at > now(), extract(epoch FROM now() - updated_at)::float8, (SELECT count(sent) FROM told)
+FROM servers ORDER BY name
+"""
+
+LOOK_AROUND: LiteralString = """
+    SELECT name, boot, expires_at > now(), extract(epoch FROM now() - updated_at)::float8 FROM servers ORDER BY name
+"""
+
+LEAVE: LiteralString = f"""
+WITH gone AS (DELETE FROM servers WHERE name = %(node)s AND boot = %(boot)s RETURNING name)
+SELECT pg_notify('{CHANNEL}', 'left ' || name) FROM gone
+"""
+
+# Of these jobs, those whose tasks live here: already, or from now on, because their home is lost. What a lost server
+# was running is not touched here: it is rescued, and lives with who claims it.
+ADOPT: LiteralString = """
+WITH wanted AS (
+    SELECT j.id, j.home FROM unnest(%(jobs)s::uuid[]) AS w(id) JOIN jobs j USING (id)
+), orphans AS MATERIALIZED (
+    SELECT j.id FROM jobs j JOIN wanted USING (id)
+    WHERE j.home IS DISTINCT FROM %(node)s AND j.state <> 'executing'
+      AND NOT EXISTS (SELECT FROM servers s WHERE s.name = j.home AND s.expires_at > now())
+    ORDER BY j.id FOR UPDATE OF j
+), taken AS (
+    UPDATE jobs j SET home = %(node)s FROM orphans WHERE j.id = orphans.id RETURNING j.id
+)
+SELECT id FROM taken UNION ALL SELECT id FROM wanted WHERE home = %(node)s
+"""
+
+STRAYED: LiteralString = "SELECT id FROM jobs WHERE id = ANY(%(jobs)s) AND home <> %(node)s"
+
+# --- leases ---
 
 HEARTBEAT: LiteralString = f"""
 WITH beat AS (
@@ -147,6 +204,15 @@ WITH due AS MATERIALIZED (
 SELECT queue, jobs, sent FROM told
 """
 
+# Held back by hand, until it is released: then it is due at its time, or now.
+SUSPEND: LiteralString = """
+    UPDATE jobs SET state = 'suspended', updated_at = now()
+    WHERE id = %s AND state IN ('available', 'scheduled', 'retryable') RETURNING id
+"""
+UNSUSPEND: LiteralString = """
+    UPDATE jobs SET state = 'scheduled', updated_at = now() WHERE id = %s AND state = 'suspended' RETURNING id
+"""
+
 NEXT_DUE: LiteralString = """
     SELECT extract(epoch FROM min(scheduled_at) - now())::float8 FROM jobs WHERE state IN ('scheduled', 'retryable')
 """
@@ -170,6 +236,8 @@ WHERE j.id = old.id AND j.state IN ('completed', 'cancelled', 'discarded')
 # Finished jobs are not counted, dead letters excepted: operators look for them. One query for each state, because each
 # state has an index of its own: what is counted costs, not what is kept.
 COUNTS: LiteralString = """
+    SELECT queue, 'suspended', count(*), NULL::float8 FROM jobs WHERE state = 'suspended' GROUP BY queue
+    UNION ALL
     SELECT queue, 'available', count(*), max(extract(epoch FROM now() - scheduled_at))::float8
     FROM jobs WHERE state = 'available' GROUP BY queue
     UNION ALL
@@ -190,6 +258,8 @@ WITH part AS (
     SELECT queue, priority, user_key, 0, count(*) FROM jobs WHERE state IN ('scheduled', 'retryable') GROUP BY 1, 2, 3
     UNION ALL
     SELECT queue, priority, user_key, 0, count(*) FROM jobs WHERE state = 'executing' GROUP BY 1, 2, 3
+    UNION ALL
+    SELECT queue, priority, user_key, 0, count(*) FROM jobs WHERE state = 'suspended' GROUP BY 1, 2, 3
 ), whole AS (
     SELECT queue, priority, user_key, sum(waiting)::int AS waiting, sum(unfinished)::int AS unfinished
     FROM part GROUP BY 1, 2, 3
@@ -200,6 +270,15 @@ SELECT queue, priority, user_key, waiting, unfinished, 1 FROM placed WHERE NOT c
 UNION ALL
 SELECT queue, priority, '', sum(waiting)::int, sum(unfinished)::int, count(*)::int
 FROM placed WHERE crowd GROUP BY queue, priority
+"""
+
+NOW: LiteralString = "SELECT extract(epoch FROM now())::float8"
+
+# Who comes second for a cron's time finds it taken.
+TAKE_TURN: LiteralString = """
+    INSERT INTO job_crons AS c (name, made_for) VALUES (%s, to_timestamp(%s))
+    ON CONFLICT (name) DO UPDATE SET made_for = excluded.made_for, updated_at = now()
+    WHERE c.made_for < excluded.made_for
 """
 
 SETTINGS: LiteralString = "SELECT name, paused, local_limit FROM job_queues"
@@ -218,7 +297,7 @@ ENSURE_QUEUE: LiteralString = "INSERT INTO job_queues (name) VALUES (%s) ON CONF
 RECORD: LiteralString = """
     SELECT id, state::text, queue, worker, args, task_id, nullif(user_key, ''), priority, attempt, max_attempts,
            rescues, snoozes, extract(epoch FROM scheduled_at)::float8, extract(epoch FROM created_at)::float8,
-           extract(epoch FROM updated_at)::float8, lease_node, lease_token, errors
+           extract(epoch FROM updated_at)::float8, lease_node, lease_token, errors, home
     FROM jobs
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -24,10 +24,12 @@ from engine.jobs.ports import (
     JobRecord,
     Notice,
     NoticeKind,
+    Peer,
     QueueCounts,
     QueueSetting,
     Rescued,
     Retention,
+    Slot,
     Staged,
     Waiting,
 )
@@ -37,6 +39,9 @@ from persistence.jobs import statements as sql
 from persistence.jobs.rows import CHANNEL, Connection, apply_changes, insert_jobs
 from persistence.outage import is_outage
 from persistence.pool import Pool
+
+RELAXED: LiteralString = "SET LOCAL synchronous_commit = off"
+"""Nobody was promised that news between servers arrives: its commit does not wait for the disk."""
 
 FULL_WAIT = 0.1
 """Seconds until a claim that met the global limit is tried again: another node may have finished a job."""
@@ -91,7 +96,7 @@ class PostgresJobStore:
                 await conn.execute(sql.ENSURE_QUEUE, (wish.queue,))
                 await conn.execute(sql.LOCK_QUEUE, args)
             rows = await (await conn.execute(sql.CLAIM_LIMITED, args | limits)).fetchall()
-        jobs = in_order([_job(row[2:]) for row in rows if row[2] is not None])
+        jobs = in_order([_job(row[2:17]) for row in rows if row[2] is not None])
         free, tokens = (rows[0][0], rows[0][1]) if rows else (None, None)
         return _limited(wish, jobs, free, tokens)
 
@@ -103,6 +108,42 @@ class PostgresJobStore:
             # only a job that is reopened by hand can meet its own key again
             message = "Another job with the same unique key is not finished yet; wait for it, or cancel it."
             raise UserError("job_exists", message) from problem
+
+    async def suspend(self, job_id: UUID) -> bool:
+        return await self._touched(sql.SUSPEND, job_id)
+
+    async def unsuspend(self, job_id: UUID) -> bool:
+        return await self._touched(sql.UNSUSPEND, job_id)
+
+    async def _touched(self, query: LiteralString, job_id: UUID) -> bool:
+        async with self._connection() as conn:
+            return (await conn.execute(query, (job_id,))).rowcount == 1
+
+    # --- servers ---
+
+    async def beat(self, node: str, boot: UUID, seconds: float) -> tuple[Peer, ...]:
+        async with self._connection() as conn:
+            rows = await (await conn.execute(sql.BEAT, {"node": node, "boot": boot, "seconds": seconds})).fetchall()
+        return tuple([Peer(*row[:4]) for row in rows])
+
+    async def look_around(self) -> tuple[Peer, ...]:
+        async with self._connection() as conn:
+            return tuple([Peer(*row) for row in await (await conn.execute(sql.LOOK_AROUND)).fetchall()])
+
+    async def leave(self, node: str, boot: UUID) -> None:
+        async with self._connection() as conn:
+            await conn.execute(sql.LEAVE, {"node": node, "boot": boot})
+
+    async def adopt(self, node: str, jobs: Sequence[UUID]) -> frozenset[UUID]:
+        return await self._jobs(sql.ADOPT, node, jobs)
+
+    async def strayed(self, node: str, jobs: Sequence[UUID]) -> frozenset[UUID]:
+        return await self._jobs(sql.STRAYED, node, jobs)
+
+    async def _jobs(self, query: LiteralString, node: str, jobs: Sequence[UUID]) -> frozenset[UUID]:
+        async with self._connection() as conn:
+            rows = await (await conn.execute(query, {"node": node, "jobs": list(jobs)}, prepare=False)).fetchall()
+        return frozenset([row[0] for row in rows])
 
     # --- leases ---
 
@@ -152,6 +193,17 @@ class PostgresJobStore:
         async with self._connection() as conn:
             return (await conn.execute(sql.PRUNE, args, prepare=False)).rowcount
 
+    async def now(self) -> float:
+        async with self._connection() as conn:
+            row = await (await conn.execute(sql.NOW)).fetchone()
+        assert row is not None
+        return float(row[0])
+
+    async def make_for(self, slots: Sequence[Slot]) -> frozenset[UUID]:
+        async with self._connection() as conn, conn.transaction():
+            mine = [slot for slot in slots if (await conn.execute(sql.TAKE_TURN, (slot.name, slot.at))).rowcount]
+            return await insert_jobs(conn, [(slot.job, None) for slot in mine])
+
     # --- looking ---
 
     async def counts(self) -> tuple[QueueCounts, ...]:
@@ -189,6 +241,13 @@ class PostgresJobStore:
         async with self._connection() as conn:
             await conn.execute("SELECT pg_notify(%s, %s)", (CHANNEL, words))
 
+    async def tell(self, words: Sequence[str]) -> None:
+        async with self._connection() as conn, conn.pipeline(), conn.transaction():
+            await conn.execute(RELAXED)
+            await conn.execute(
+                "SELECT count(pg_notify(%s, 'news ' || w)) FROM unnest(%s::text[]) w", (CHANNEL, list(words))
+            )
+
     @asynccontextmanager
     async def notices(self) -> AsyncIterator[AsyncIterator[Notice]]:
         conn = await self._pool.dedicated()
@@ -224,9 +283,9 @@ def parse_notice(payload: str) -> Notice | None:
     kind, _, rest = payload.partition(" ")
     if kind not in set(NoticeKind):
         return None
-    if kind == NoticeKind.STOP:
+    if kind in (NoticeKind.STOP, NoticeKind.MOVED):
         subject, _, token = rest.partition(" ")
-        return Notice(NoticeKind.STOP, subject, token)
+        return Notice(NoticeKind(kind), subject, token)
     return Notice(NoticeKind(kind), rest)
 
 
@@ -234,7 +293,7 @@ def parse_notice(payload: str) -> Notice | None:
 
 
 def _job(row: Sequence[Any]) -> Job:
-    return Job(Fence(row[0], row[1], row[2]), row[3], row[4], row[5], row[6], row[7], row[8], row[1], *row[9:])
+    return Job(Fence(row[0], row[1], row[2]), row[3], row[4], row[5], row[6], row[7], row[8], row[1], *row[9:15])
 
 
 def in_order(jobs: Sequence[Job]) -> tuple[Job, ...]:
@@ -267,5 +326,5 @@ def _counts(states: Sequence[Sequence[Any]], waiting: Sequence[Sequence[Any]]) -
 
 def _record(row: Sequence[Any]) -> JobRecord:
     errors = tuple(JobError(error["at"], error["attempt"], error["error"]) for error in row[17])
-    values: list[Any] = [row[0], JobState(row[1]), *row[2:17], errors]
+    values: list[Any] = [row[0], JobState(row[1]), *row[2:17], errors, row[18]]
     return JobRecord(*values)

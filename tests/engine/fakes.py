@@ -48,6 +48,7 @@ from engine.providers.simulate import Simulate
 from engine.runtime import Runtime
 from engine.tasks import recovery, runner
 from engine.tasks.events import TaskEvent
+from engine.tasks.homes import Alone, Homes
 from engine.tasks.state import TaskState, fold
 
 
@@ -323,6 +324,36 @@ class MiniQueue:
             self._enqueue(new, attempt, outcome.at)
 
 
+@define(eq=False)
+class Shared(Alone):
+    """One server of several, all in this process. `where` says on which server a job's task lives; news that is told
+    reaches all, unless `deaf`."""
+
+    node: str = "one"
+    alone: bool = False
+    where: dict[UUID, str] = field(factory=dict)
+    on_news: list[Callable[[str], None]] = field(factory=list)
+    deaf: bool = False
+    gone: trio.Event = field(factory=trio.Event)
+
+    async def adopt(self, jobs: Sequence[UUID]) -> Collection[UUID]:
+        for job in jobs:
+            self.where.setdefault(job, self.node)
+        return [job for job in jobs if self.where[job] == self.node]
+
+    async def strayed(self, jobs: Sequence[UUID]) -> Collection[UUID]:
+        return [job for job in jobs if self.where.get(job, self.node) != self.node]
+
+    async def someone_gone(self) -> None:
+        await self.gone.wait()
+        self.gone = trio.Event()
+
+    async def tell(self, words: Sequence[str]) -> None:
+        for word in () if self.deaf else words:
+            for heard in self.on_news:
+                heard(word)
+
+
 @define
 class House:
     """A node with the engine's task room in it, over memory."""
@@ -350,6 +381,7 @@ async def house(
     storage: MemoryStorage | None = None,
     models: tuple[Model, ...] = (),
     recover: bool = False,
+    homes: Homes | None = None,
 ) -> AsyncIterator[House]:
     """Opens a node with the tree of the task room and a queue that feeds it; closes it as a server's end would."""
     storage = storage or MemoryStorage()

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from engine.jobs.ports import Peer
 from engine.jobs.queues import Queues, QueueStats
 from engine.otp import introspect, processes
 from engine.runtime import Runtime
@@ -55,6 +56,11 @@ def queue_view(stats: QueueStats) -> dict[str, Any]:
     return view
 
 
+def server_view(peer: Peer, me: str) -> dict[str, Any]:
+    """A server on this database, as it was last seen; the age of its heartbeat in seconds."""
+    return {"name": peer.name, "me": peer.name == me, "alive": peer.alive, "heartbeat_age": round(peer.age, 3)}
+
+
 def provider_views(providers: Iterable[str]) -> list[dict[str, Any]]:
     """The providers and how many attempts each is making now."""
     return [_provider(name) for name in sorted(providers)]
@@ -88,6 +94,7 @@ def overview(runtime: Runtime, queues: Queues, version: str, started_at: float) 
         "tasks": {"live": len(runtime.stash), "by_status": by_status(runtime)},
         "sockets": sockets(),
         "queues": [queue_view(stats) for stats in queues.stats()],
+        "servers": [server_view(peer, queues.node) for peer in queues.servers.peers],
         "providers": provider_views(runtime.providers),
     }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
-from engine.jobs.clockwork import Heart, Pulse, beaten, due_jobs, may_rescue, next_slot_in
+from engine.jobs.clockwork import Heart, Pulse, beaten, due_slots, may_rescue, next_slot_in
 from engine.jobs.config import Cron, Timing
+from engine.jobs.cron import Every, parse
 from engine.ports import StorageDown
 
 TIMING = Timing(lease=30.0, heartbeat=10.0)
@@ -65,15 +66,16 @@ def test_a_heartbeat_must_be_well_inside_its_lease() -> None:
 
 
 def test_a_cron_makes_one_job_a_slot_with_the_same_id_on_every_node() -> None:
-    crons = [Cron("sweep", 60.0, "sweep"), Cron("report", 3600.0, "report")]
-    mine: dict[str, int] = {}
-    first = due_jobs(crons, 7200.0, mine)
-    assert [job.worker for job in first] == ["sweep", "report"]
-    assert due_jobs(crons, 7230.0, mine) == []
-    assert [job.worker for job in due_jobs(crons, 7260.0, mine)] == ["sweep"]
-    assert [job.id for job in due_jobs(crons, 7210.0, {})] == [job.id for job in first]
+    crons = [Cron("sweep", Every(60.0), "sweep"), Cron("report", Every(3600.0), "report")]
+    first = due_slots(crons, 7200.0, {})
+    assert [slot.job.worker for slot in first] == ["sweep", "report"]
+    made = {slot.name: slot.at for slot in first}
+    assert due_slots(crons, 7230.0, made) == []
+    assert [slot.job.worker for slot in due_slots(crons, 7260.0, made)] == ["sweep"]
+    assert due_slots(crons, 7210.0, {}) == first
 
 
 def test_the_next_slot_of_the_most_frequent_cron_comes_first() -> None:
-    assert next_slot_in([Cron("a", 60.0, "a"), Cron("b", 45.0, "b")], 7230.0) == 15.0
+    crons = [Cron("a", Every(60.0), "a"), Cron("b", Every(45.0), "b"), Cron("c", parse("@daily"), "c")]
+    assert next_slot_in(crons, 7230.0) == 15.0
     assert next_slot_in([], 7230.0) is None

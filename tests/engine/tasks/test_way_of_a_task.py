@@ -38,7 +38,7 @@ from engine.tasks.messages import (
     TaskText,
 )
 from engine.tasks.state import Status, fold
-from tests.engine.fakes import House, house
+from tests.engine.fakes import House, Shared, house
 from tests.engine.tasks.watching import begin, begin_watched, over, watch
 
 
@@ -752,7 +752,7 @@ async def test_a_node_whose_knowledge_is_out_of_date_learns_and_runs_the_job_lat
 
 
 async def test_what_another_server_does_to_a_task_is_told_here_and_its_end_ends_it_here(autojump_clock: Any) -> None:
-    async with house(recover=True) as h:
+    async with house(recover=True, homes=Shared()) as h:
         h.queue.paused = True
         accepted = await begin(h.runtime)
         watcher = await watch(h.runtime, accepted.task.id)

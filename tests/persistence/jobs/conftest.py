@@ -22,5 +22,5 @@ async def database(jobs_conninfo: str) -> AsyncIterator[Pool]:
     """A pool on a database without a job."""
     async with opened(jobs_conninfo, size=8) as pool:
         async with pool.connection() as connection:
-            await connection.execute("TRUNCATE jobs, job_queues")
+            await connection.execute("TRUNCATE jobs, job_queues, servers, job_crons")
         yield pool

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from engine.errors import UserError
 from engine.jobs.backoff import Backoff
 from engine.jobs.config import Cron, QueueConfig
+from engine.jobs.cron import Every
 from engine.jobs.job import Complete, Discard, Job, JobChange, JobOutcome, JobState, Recorded, Retry, Snooze
 from engine.jobs.ports import Claim, QueueSetting
 from engine.otp import SHUTDOWN, Node, Shutdown, exit, whereis
@@ -365,7 +366,7 @@ async def test_scaling_a_queue_changes_how_many_run_at_once(node: Node, database
 
 
 async def test_a_housekeeping_job_is_made_when_its_time_comes(node: Node, database: Pool) -> None:
-    cron = Cron("sweep", every=0.3, worker="work", queue="default")
+    cron = Cron("sweep", Every(0.3), worker="work", queue="default")
     async with running(database, crons=(cron,)) as floor:
         await floor.until(lambda: len(floor.ended) >= 2)
     assert len({job.id for job in floor.ended}) == len(floor.ended)
