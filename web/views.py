@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from engine.ports import Model
+from engine.ports import Durability, Model
 from engine.tasks import events as ev
 from engine.tasks.events import Output, TaskEvent, Usage
 from engine.tasks.state import TaskError, TaskState
@@ -68,9 +68,9 @@ def error_view(error: TaskError | None) -> dict[str, Any] | None:
     return {name: value for name, value in attrs.asdict(error).items() if value is not None}
 
 
-def log_view(event: TaskEvent) -> dict[str, Any]:
-    """One line of the task's log: who did what, when."""
-    return {
+def log_view(event: TaskEvent, durability: Durability) -> dict[str, Any]:
+    """One line of the task's log: who did what, when. What is in memory only says so."""
+    row = {
         "seq": event.seq,
         "type": log_type(event),
         "at": event.at,
@@ -78,6 +78,7 @@ def log_view(event: TaskEvent) -> dict[str, Any]:
         "actor": event.actor.value,
         "payload": _payload(event),
     }
+    return row if durability is Durability.DURABLE else row | {"durability": durability.value}
 
 
 def log_type(event: TaskEvent) -> str:

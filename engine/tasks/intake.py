@@ -116,6 +116,4 @@ async def _same(runtime: Runtime, task: TaskState, birth: Created) -> Accepted:
     """The task that the idempotency key has made before, if it was the same wish."""
     if (task.model, task.input) != (birth.model, birth.input):
         raise UserError("idempotency_conflict", "This idempotency key was used for another request.")
-    live = runtime.stash.get(task.id)
-    in_memory = live is not None and bool(live.outbox.unsaved)
-    return Accepted(task, Durability.MEMORY if in_memory else Durability.DURABLE, created=False)
+    return Accepted(task, lookup.durability(runtime, task.id), created=False)

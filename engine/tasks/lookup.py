@@ -25,7 +25,7 @@ from engine.otp import (
     start_child,
     worker,
 )
-from engine.ports import Buffered, Committed, Receipt, StorageDown
+from engine.ports import Buffered, Committed, Durability, Receipt, StorageDown
 from engine.runtime import TASKS, Runtime
 from engine.tasks import decide, delivery, stash
 from engine.tasks.events import Actor
@@ -59,6 +59,13 @@ async def find(runtime: Runtime, task_id: UUID) -> TaskState | None:
     """The task as others may know it: from memory while it is live, else from the store. Raises StorageDown."""
     live = runtime.stash.get(task_id)
     return live.outbox.told if live is not None else await runtime.store.load(task_id)
+
+
+def durability(runtime: Runtime, task_id: UUID) -> Durability:
+    """Where all that is known of a task is: in the database, or in part in memory only."""
+    live = runtime.stash.get(task_id)
+    in_memory = live is not None and live.outbox.durable_seq is not None
+    return Durability.MEMORY if in_memory else Durability.DURABLE
 
 
 async def ensure(runtime: Runtime, task_id: UUID) -> Pid | None:

@@ -22,12 +22,20 @@ from engine.tasks.state import TaskState
 
 @frozen
 class View:
-    """What a newcomer is told: the state now, and the durable events it has missed (see channel-events)."""
+    """What a newcomer is told: the state now, and the durable events it has missed (see channel-events).
+
+    `durable_seq` is the last seq that is in the database; None: all of them are. What follows is in memory only.
+    """
 
     task: TaskState
     events: tuple[TaskEvent, ...]
     has_more: bool
     reset: bool
+    durable_seq: int | None = None
+
+    def durability(self, seq: int) -> Durability:
+        """Where the event of this seq is."""
+        return Durability.MEMORY if self.durable_seq is not None and seq > self.durable_seq else Durability.DURABLE
 
 
 @frozen

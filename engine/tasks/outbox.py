@@ -64,6 +64,13 @@ class Outbox:
         """Whether everything is told and in the database."""
         return not self.items and not self.unsaved
 
+    @property
+    def durable_seq(self) -> int | None:
+        """The last seq that was told and is in the database; None: everything that was told is."""
+        unsaved = (p.entry.events for p in self.unsaved if not isinstance(p.receipt, Committed))
+        first = next((events[0].seq for events in unsaved if events), None)
+        return None if first is None else first - 1
+
 
 @frozen
 class Released:

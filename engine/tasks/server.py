@@ -437,12 +437,13 @@ def _first_step(live: Live) -> Continue | Hibernate | None:
 
 def view_of(live: Live, last_seq: int | None) -> msg.View:
     """What a newcomer is told: the state, and the events after `last_seq` as far as they are in memory."""
-    told = live.outbox.told
+    told, durable_seq = live.outbox.told, live.outbox.durable_seq
     if last_seq is None:
-        return msg.View(told, (), has_more=False, reset=False)
+        return msg.View(told, (), has_more=False, reset=False, durable_seq=durable_seq)
     if not live.log_after <= last_seq <= told.seq:
-        return msg.View(told, (), has_more=False, reset=True)
-    return msg.View(told, live.log[last_seq - live.log_after :], has_more=False, reset=False)
+        return msg.View(told, (), has_more=False, reset=True, durable_seq=durable_seq)
+    events = live.log[last_seq - live.log_after :]
+    return msg.View(told, events, has_more=False, reset=False, durable_seq=durable_seq)
 
 
 def _answered(live: Live, caller: From, answer: object | None = None) -> Live:

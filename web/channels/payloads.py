@@ -6,7 +6,6 @@ task from 1; each durable event of the log is exactly one event here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -141,20 +140,24 @@ _ERROR = ("code", "message", "action", "retryable", "will_retry_at")
 
 
 def joined(view: View | None) -> Payload:
-    """The answer to a join and to `get_state`: the state, and the missed events as the pushes they would have been."""
+    """The answer to a join and to `get_state`: the state, and the missed events as the pushes they would have been.
+
+    `durable_seq` is the last event that no crash can undo: where to resume from.
+    """
     if view is None:
-        return {"task": None, "seq": 0, "events": [], "has_more": False, "reset": False}
+        return {"task": None, "seq": 0, "durable_seq": 0, "events": [], "has_more": False, "reset": False}
     return {
         "task": task_view(view.task),
         "seq": view.task.seq,
-        "events": missed(view.events, view.task),
+        "durable_seq": view.task.seq if view.durable_seq is None else view.durable_seq,
+        "events": missed(view),
         "has_more": view.has_more,
         "reset": view.reset,
     }
 
 
-def missed(events: Iterable[TaskEvent], task: TaskState) -> list[Payload]:
-    told = (happened(event, task) for event in events)
+def missed(view: View) -> list[Payload]:
+    told = (happened(event, view.task, view.durability(event.seq)) for event in view.events)
     return [{"event": name, "payload": payload} for name, payload in told]
 
 

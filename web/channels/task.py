@@ -17,7 +17,7 @@ from attrs import frozen
 
 from engine.errors import UserError
 from engine.otp import Down, Ref, Shutdown, Timer, demonitor, is_clean, monitor, self_, send_after
-from engine.ports import Durability, StorageDown
+from engine.ports import StorageDown
 from engine.tasks import intake, lookup
 from engine.tasks.events import TERMINAL, Actor, Responded
 from engine.tasks.messages import Accepted, TaskDurable, TaskHappened, TaskProgress, TaskResumed, TaskText, View
@@ -116,21 +116,24 @@ class TaskChannel(Channel):
             before = await lookup.find(self.runtime, self.task_id) if refused.code == "task_exists" else None
             if before is None or not repeats(wish, before):
                 raise
-            answer = Accepted(before, Durability.DURABLE, created=False)
+            answer = Accepted(before, lookup.durability(self.runtime, self.task_id), created=False)
         if answer.task.id == self.task_id and self.status is None:
             await self._catch_up()
         return payloads.accepted(answer)
 
     async def _cancel(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         task = await lookup.cancel(self.runtime, self._known(), self._actor)
-        return {"status": task.status.value}
+        return self._status(task)
 
     async def _retry(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         self.house.check_open()
         task = await lookup.retry(self.runtime, self._known(), self._actor)
         self._set_timer(None)
         await self._catch_up()
-        return {"status": task.status.value}
+        return self._status(task)
+
+    def _status(self, task: TaskState) -> Mapping[str, Any]:
+        return {"status": task.status.value, "durability": lookup.durability(self.runtime, task.id).value}
 
     def _known(self) -> UUID:
         if self.status is None:
@@ -237,7 +240,7 @@ class TaskChannel(Channel):
             if isinstance(event.body, _ENDS_TEXT):
                 self._tell_missing_text(view.task)
             if event.seq <= upto:
-                self.push(*payloads.happened(event, view.task))
+                self.push(*payloads.happened(event, view.task, view.durability(event.seq)))
             if self.cursor.judge(event) is Step.NEXT:
                 self.cursor = self.cursor.after(event)
         return view.events[-1].seq if view.events else upto

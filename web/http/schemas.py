@@ -59,13 +59,18 @@ _FIGURES: dict[str, Schema] = {
     "predict_seconds": _nullable(_NUMBER),
     "cost": {**_nullable(_NUMBER), "description": "US dollars, by the prices of the model registry"},
 }
+_DURABILITY: Schema = {
+    "type": "string",
+    "enum": ["durable", "memory"],
+    "description": "memory: the database is away, and a crash of the server could still undo it",
+}
 
 ANSWERS: dict[str, Schema] = {
     "Acknowledgement": _object(
         {
             "task_id": _ID,
             "status": _STATUS,
-            "durability": {"type": "string", "enum": ["durable", "memory"]},
+            "durability": _DURABILITY,
             "topic": {"type": "string", "description": "Join it on the socket to watch the task."},
         },
         {"queue_position": _COUNT, "estimated_wait_seconds": {"type": "number", "minimum": 0}},
@@ -89,11 +94,12 @@ ANSWERS: dict[str, Schema] = {
             "outputs": _list(_ref("Output")),
             "usage": _nullable(_ref("Usage")),
             "error": _nullable(_ref("TaskError")),
-            "seq": {"type": "integer", "description": "The last durable event; resume a channel from here"},
+            "seq": {"type": "integer", "description": "The last event of the log"},
             "created_at": _TIME,
             "started_at": _nullable(_TIME),
             "completed_at": _nullable(_TIME),
-        }
+        },
+        {"durability": _DURABILITY},
     ),
     "Output": _object(
         {
@@ -120,7 +126,8 @@ ANSWERS: dict[str, Schema] = {
     ),
     "TaskPage": _object({"tasks": _list(_ref("Task")), "cursor": _nullable(_STRING), "partial": _FLAG}),
     "LogEvent": _object(
-        {"seq": _WHOLE, "type": _STRING, "at": _TIME, "attempt": _COUNT, "actor": _STRING, "payload": _ANY_OBJECT}
+        {"seq": _WHOLE, "type": _STRING, "at": _TIME, "attempt": _COUNT, "actor": _STRING, "payload": _ANY_OBJECT},
+        {"durability": _DURABILITY},
     ),
     "Log": _object({"events": _list(_ref("LogEvent")), "has_more": _FLAG}),
     "Model": _object(

@@ -105,7 +105,12 @@ def acknowledgement(accepted: Accepted) -> Answer:
 
 async def show(house: House, ask: Ask) -> Answer:
     """The task: from memory while it lives, from the database after."""
-    return json(task_view(await own_task(house, ask)))
+    return shown(house, await own_task(house, ask))
+
+
+def shown(house: House, task: TaskState, status: int = 200) -> Answer:
+    """A task, and whether a crash could still undo what is said of it."""
+    return json(task_view(task) | {"durability": lookup.durability(house.runtime, task.id).value}, status)
 
 
 async def own_task(house: House, ask: Ask) -> TaskState:
@@ -181,13 +186,13 @@ async def as_now(house: House, row: TaskState) -> TaskState:
 async def cancel(house: House, ask: Ask) -> Answer:
     """Stops the task and the provider's work; asking twice, or after the end, changes nothing."""
     task = await own_task(house, ask)
-    return json(task_view(await lookup.cancel(house.runtime, task.id, actor(ask, task))))
+    return shown(house, await lookup.cancel(house.runtime, task.id, actor(ask, task)))
 
 
 async def retry(house: House, ask: Ask) -> Answer:
     """A new attempt for a failed task."""
     task = await own_task(house, ask)
-    return json(task_view(await lookup.retry(house.runtime, task.id, actor(ask, task))), 202)
+    return shown(house, await lookup.retry(house.runtime, task.id, actor(ask, task)), 202)
 
 
 def actor(ask: Ask, task: TaskState) -> Actor:
@@ -206,4 +211,5 @@ async def events(house: House, ask: Ask) -> Answer:
     if seen is None or seen.reset:  # the older part is in the database alone
         raise StorageDown
     page = seen.events[:limit]
-    return json({"events": [log_view(event) for event in page], "has_more": page != seen.events or seen.has_more})
+    rows = [log_view(event, seen.durability(event.seq)) for event in page]
+    return json({"events": rows, "has_more": page != seen.events or seen.has_more})

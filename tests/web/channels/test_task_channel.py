@@ -268,6 +268,27 @@ async def test_a_task_accepted_in_memory_says_so_and_later_that_it_is_durable(
     assert "task_completed" in names(events)
 
 
+async def test_what_is_in_memory_only_says_so_to_whoever_joins_then(
+    autojump_clock: Clock, place: Place, device: Device
+) -> None:
+    place.house.queue.paused = True
+    task_id = await place.task(steps=1, interval=1.0)
+    topic = f"task:{task_id}"
+    place.house.storage.down = True
+    assert await device.join(topic)
+    assert (await device.push(topic, "cancel"))["durability"] == "memory"
+    async with place.device("ada") as late:
+        answer = await late.join(topic, last_seq=0)
+        assert (answer["seq"], answer["durable_seq"]) == (2, 1)
+        marked = [missed["payload"].get("durability") for missed in answer["events"]]
+        assert marked == [None, "memory"]
+        place.house.storage.back()
+        await late.until("durable", topic)
+        again = await late.push(topic, "get_state", {"last_seq": 0})
+        assert (again["seq"], again["durable_seq"]) == (2, 2)
+        assert not any("durability" in missed["payload"] for missed in again["events"])
+
+
 # --- asking -----------------------------------------------------------------------------------------------
 
 
@@ -385,8 +406,8 @@ async def test_an_unknown_event_is_answered_and_hurts_nobody(
 async def test_cancel_stops_the_task_and_may_be_said_twice(autojump_clock: Clock, place: Place, device: Device) -> None:
     topic = f"task:{await place.task(steps=1000)}"
     await device.join(topic)
-    assert await device.push(topic, "cancel") == {"status": "cancelled"}
-    assert await device.push(topic, "cancel") == {"status": "cancelled"}
+    assert await device.push(topic, "cancel") == {"status": "cancelled", "durability": "durable"}
+    assert await device.push(topic, "cancel") == {"status": "cancelled", "durability": "durable"}
     assert names(await device.until("phx_close", topic))[-2] == "task_cancelled"
 
 

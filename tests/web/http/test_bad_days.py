@@ -53,11 +53,25 @@ async def test_while_the_database_is_away_tasks_are_taken_in_memory_and_read_fro
         task_id = accepted.json()["task_id"]
         assert (accepted.status_code, accepted.json()["durability"]) == (202, "memory")
         assert (await http.get(f"/api/tasks/{task_id}")).json()["status"] == "queued"
+        assert (await http.get(f"/api/tasks/{task_id}")).json()["durability"] == "memory"
         page = (await http.get("/api/tasks")).json()
         assert ([task["id"] for task in page["tasks"]], page["partial"]) == ([task_id], True)
         log = (await http.get(f"/api/tasks/{task_id}/events")).json()
-        assert [event["type"] for event in log["events"]] == ["created"]
+        assert [(event["type"], event["durability"]) for event in log["events"]] == [("created", "memory")]
         assert (await http.get("/readyz")).json()["status"] == "degraded"
+
+
+async def test_a_cancellation_that_a_crash_could_undo_says_so_until_it_is_stored() -> None:
+    async with served() as (http, engine):
+        engine.queue.paused = True
+        task = (await http.post("/api/tasks", json=QUICK)).headers["location"]
+        engine.storage.down = True
+        cancelled = (await http.post(f"{task}/cancel")).json()
+        assert (cancelled["status"], cancelled["durability"]) == ("cancelled", "memory")
+        rows = (await http.get(f"{task}/events")).json()["events"]
+        assert [(row["type"], row.get("durability")) for row in rows] == [("created", None), ("cancelled", "memory")]
+        engine.storage.back()
+        assert (await http.post(f"{task}/cancel")).json()["durability"] == "durable"
 
 
 async def test_what_only_the_database_knows_is_503_while_it_is_away() -> None:
