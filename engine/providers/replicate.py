@@ -1,7 +1,9 @@
-"""Replicate: predictions created, followed by webhooks with polling as the net below, cancelled, adopted after a crash.
+"""Replicate: predictions created, followed by webhooks with polling as the net below, stopped, adopted after a crash.
 
-A thin client on httpx, because the official one's waiting and streaming need asyncio. It retries nothing that could buy
-a prediction twice: after a lost answer it looks for the prediction before it gives up, and says so when it cannot know.
+Replicate has no idempotency key, so what could buy a prediction twice is done with care. A request whose answer was
+lost is not repeated before the prediction was looked for; a worker that is stopped while it asks does not take the
+answer with it; and a prediction is stopped only when its task is over, not when its server is.
+The API is in `replicate_api`, its words in `replicate_wire`, what is left over in `settlement`.
 """
 
 from __future__ import annotations
@@ -9,81 +11,96 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from datetime import UTC, datetime
-from typing import Any
-from urllib.parse import urlencode
+from functools import partial
+from uuid import UUID
 
 import httpx
 import structlog
 import trio
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from engine.ports import StorageDown
+from engine.providers import replicate_failures as failures
 from engine.providers.deliveries import Deliveries, Waiting
+from engine.providers.errands import Errands, Interrupted
 from engine.providers.metrics import POSSIBLE_DUPLICATES
 from engine.providers.protocol import (
     Accepted,
     Failed,
     FailureKind,
-    Finished,
-    Progress,
     ProviderEvent,
     ProviderRequest,
-    TextDelta,
     UsageReported,
 )
+from engine.providers.replicate_api import BASE_URL, Api, Lost, Refusal
+from engine.providers.replicate_search import Search, Wanted, is_it
+from engine.providers.replicate_story import Story
 from engine.providers.replicate_wire import (
-    BadPrediction,
     Prediction,
+    counts_of,
     creation,
-    failure_of,
-    files_of,
     newer,
-    progress_in,
-    read_prediction,
-    refusal,
+    structure_of,
     text_of,
     usage_of,
     webhook_url,
 )
+from engine.providers.throttle import Throttle
+from engine.tasks.events import Usage
 
-BASE_URL = "https://api.replicate.com"
-SEARCHED = 20
-"""How many predictions are looked at when one is searched for."""
+__all__ = ["BASE_URL", "Pace", "Replicate", "Story"]
+
+WEBHOOKS = ["start", "output", "logs", "completed"]
 log = structlog.get_logger("elwift.replicate")
 
 
 @frozen
 class Pace:
-    """How often a prediction is asked for, in seconds. With webhooks the first question waits for a silence."""
+    """Seconds. How often a prediction is asked for; with webhooks the first question waits for a silence."""
 
     first: float = 0.5
     longest: float = 5.0
     silence: float = 15.0
-    lost_after: float = 120.0
-    """How long the service may be out of reach before the attempt fails."""
     run_limit: float = 1800.0
-    cancel_within: float = 5.0
+    """What a prediction may take at Replicate, which stops it then."""
+    grace: float = 60.0
+    """How much later we stop it ourselves."""
+    lost_after: float = 600.0
+    """How long the service may be out of reach before the attempt fails: a prediction that is paid is waited for."""
+    gone_after: float = 10.0
+    """How long a prediction may be unknown to the service: its own databases follow each other with a delay."""
+    stop_within: float = 20.0
+    search: tuple[float, ...] = (0.3, 1.0, 3.0)
+    """The pauses before each look for a prediction whose answer was lost: the listing, too, may lag behind."""
+    settled_after: float = 5.0
+    """When an intent is so old, whatever came of it is in the listing."""
+    pending: float = 600.0
+    """How long a request that got no answer in time may still be taken."""
 
 
 @frozen
-class Lost(Exception):
-    """An answer did not come, or could not be read: the service may or may not have done what was asked."""
+class Begun:
+    """A prediction to follow. `adopted`: another life of this attempt had made it."""
 
-    why: str
+    prediction: Prediction
+    adopted: bool = False
+    repeats: int | None = None
 
 
-@frozen
-class Refusal(Exception):
-    """The service said no."""
+async def _unknown(_: str, __: UUID) -> bool:
+    return False
 
-    failed: Failed
+
+async def _nobody(_: UUID) -> bool:
+    return False
 
 
 class Replicate:
-    """The provider. `public_url` is how Replicate reaches our webhooks (https); empty: polling alone."""
+    """The provider. Made once; `errands.attend` must run while it is used."""
 
     name = "replicate"
+    adopts = True
+    """A finished prediction can be had again by its id, without running again."""
 
     def __init__(
         self,
@@ -93,216 +110,302 @@ class Replicate:
         base_url: str = BASE_URL,
         public_url: str = "",
         pace: Pace | None = None,
-        known: Callable[[str], Awaitable[bool]] | None = None,
+        known: Callable[[str, UUID], Awaitable[bool]] = _unknown,
+        wanted: Callable[[UUID], Awaitable[bool]] = _nobody,
         clock: Callable[[], float] = time.time,
+        errands: Errands | None = None,
     ) -> None:
-        """`known`: whether a prediction's id already stands in our records, as another attempt's."""
-        self._http = http
-        self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
-        self._base_url = (base_url or BASE_URL).rstrip("/")
-        self._public_url = public_url if public_url.startswith("https://") else ""
-        self._pace = pace or Pace()
-        self._known = known or _unknown
-        self._clock = clock
-        self._followed: set[str] = set()
+        """`public_url` is how Replicate reaches our webhooks (https); empty: polling alone. `known`: whether a
+        prediction's id stands in our records, as that of another attempt than this one. `wanted`: whether a task still
+        wants a result."""
+        self.api = Api(http, token, base_url, clock=clock)
+        self.search = Search(self.api, known)
+        self.pace = pace or Pace()
+        self.errands = errands or Errands()
         self.deliveries: Deliveries[Prediction] = Deliveries(newer)
+        self.left: Callable[[ProviderRequest, str, bool], Awaitable[None]] = self._cancel
+        """What is done with a prediction that nobody wants any more; the flag: beside the one that is wanted."""
+        self.public_url = public_url if public_url.startswith("https://") else ""
+        self._wanted = wanted
+        self._clock = clock
+        self._throttle = Throttle()
+        self._pending: dict[UUID, float] = {}
 
     async def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
-        """One attempt. Closing it early cancels the prediction."""
+        """One attempt. Closing it early stops the prediction if its task is over, and leaves it if it is not."""
         with self.deliveries.waiting(request.attempt_id) as waiting:
             try:
-                prediction = await self._begin(request)
+                begun = await self._begin(request, waiting)
             except Refusal as no:
                 yield no.failed
                 return
             except Lost as lost:
-                yield _unreachable(lost)
+                yield failures.answer_lost(lost.why)
                 return
-            async with aclosing(self._guarded(prediction, waiting)) as events:
+            async with aclosing(self._guarded(request, begun, waiting)) as events:
                 async for event in events:
                     yield event
 
-    # --- beginning: create, or find what an earlier life of this attempt created ---------------------
+    # --- beginning: ask, or find what was asked for before --------------------------------------------
 
-    async def _begin(self, request: ProviderRequest) -> Prediction:
+    async def _begin(self, request: ProviderRequest, waiting: Waiting[Prediction]) -> Begun:
+        """Nothing may wait between a prediction's coming and this end, or it is left to itself."""
         if request.external_id:
-            return await self._get(request.external_id)
-        if request.intent_at is not None and (found := await self._find(request, request.intent_at)):
-            return found
-        began = self._clock()
+            self.search.claimed.add(request.external_id)
+            return Begun(Prediction(request.external_id, "starting"), adopted=True)
+        repeats = None
         if request.intent_at is not None:
-            POSSIBLE_DUPLICATES.labels(provider=self.name).inc()
+            found, sure = await self._look(request, request.intent_at, waiting)
+            if found:
+                return Begun(found, adopted=True)
+            repeats = 0 if sure else 1
+            POSSIBLE_DUPLICATES.labels(provider=self.name).inc(repeats)
+        asked_at = self._clock()
         try:
-            return await self._create(request)
-        except Lost:
-            if found := await self._find(request, began - 2.0):
-                return found
-            raise
+            return Begun(await self._asked(request), repeats=repeats)
+        except Lost as lost:
+            if lost.pending:
+                self._pending[request.attempt_id] = trio.current_time() + self.pace.pending
+            found, _ = await self._look(request, asked_at, waiting)
+            if found is None:
+                raise
+            return Begun(found, repeats=repeats)
+
+    async def _asked(self, request: ProviderRequest) -> Prediction:
+        """The prediction that is made for this request. Raises Lost or Refusal."""
+        patience = trio.current_time() + self._throttle.longest
+        try:
+            while True:
+                wait = await self._throttle.enter()
+                if wait is not None:
+                    raise Refusal(failures.refusal(429, {}, {"retry_after": wait}))
+                try:
+                    return await self.errands.run(partial(self._create, request), partial(self._unwanted, request))
+                except Refusal as no:
+                    if no.failed.kind is not FailureKind.UNAVAILABLE:
+                        raise
+                    self._throttle.refused(no.failed.retry_after or 5.0)
+                    if trio.current_time() > patience:
+                        raise
+        except Interrupted as cut:
+            raise Lost("the server ends") if cut.begun else Refusal(failures.unreachable("the server ends")) from cut
 
     async def _create(self, request: ProviderRequest) -> Prediction:
         path, body = creation(request)
-        if self._public_url:
-            body["webhook"] = webhook_url(self._public_url, request)
-            body["webhook_events_filter"] = ["start", "output", "logs", "completed"]
-        headers = {"Cancel-After": f"{self._pace.run_limit:.0f}s"}
-        return _prediction(await self._ask("POST", path, body, headers))
+        if self.public_url:
+            body |= {"webhook": webhook_url(self.public_url, request), "webhook_events_filter": WEBHOOKS}
+        headers = {"Cancel-After": f"{self.pace.run_limit:.0f}s"}
+        with self.search.asking(self._looked_for(request, self._clock())):
+            prediction = await self.api.create(path, body, headers)
+            self.search.claimed.add(prediction.id)
+            return prediction
 
-    async def _find(self, request: ProviderRequest, since: float) -> Prediction | None:
-        """A prediction with this very input, created since, that no other attempt of ours follows or ever followed.
+    async def _unwanted(self, request: ProviderRequest, prediction: Prediction) -> None:
+        self.search.claimed.discard(prediction.id)
+        await self._leave(request, prediction.id)
 
-        The listing has no inputs, so each candidate is looked at.
-        """
-        query = urlencode({"created_after": datetime.fromtimestamp(since, UTC).isoformat()})
-        try:
-            page = await self._ask("GET", f"/v1/predictions?{query}")
-            for identifier in _listed(page)[:SEARCHED]:
-                if identifier in self._followed or await self._known(identifier):
-                    continue
-                candidate = await self._get(identifier)
-                if candidate.input == request.input:
-                    return candidate
-        except (Lost, Refusal, StorageDown) as problem:
-            log.warning("prediction_search_failed", task_id=str(request.task_id), why=str(problem))
-        return None
+    async def _look(
+        self, request: ProviderRequest, since: float, waiting: Waiting[Prediction]
+    ) -> tuple[Prediction | None, bool]:
+        """The attempt's prediction, from a delivery or from the listing; if none, whether that is for sure."""
+        sure = False
+        wanted = self._looked_for(request, since)
+        for pause in (0.0,) if self._clock() - since > self.pace.settled_after else self.pace.search:
+            try:
+                news = await waiting.take(pause)
+                if news is not None and (found := await self._named(news.id, wanted)) is not None:
+                    return found, True
+                if (found := await self.search.first(wanted)) is not None:
+                    return found, True
+                sure = True
+            except (Lost, Refusal, StorageDown) as problem:
+                sure = False
+                log.warning("prediction not found", task_id=str(request.task_id), why=str(problem))
+        return None, sure and self._pending.pop(request.attempt_id, 0.0) < trio.current_time()
+
+    def _looked_for(self, request: ProviderRequest, since: float) -> Wanted:
+        return Wanted.of(request, since, bool(self.public_url))
+
+    async def _named(self, identifier: str, wanted: Wanted) -> Prediction | None:
+        """The prediction that a delivery for this attempt names, if it is what was asked for: whoever brings a delivery
+        again may have changed the address to which it goes, for that is not signed."""
+        prediction = await self.api.get(identifier)
+        if identifier in self.search.claimed or not is_it(prediction, wanted):
+            return None
+        self.search.claimed.add(identifier)
+        return prediction
 
     # --- following: newest news wins, whoever brings it ----------------------------------------------
 
     async def _guarded(
-        self, prediction: Prediction, waiting: Waiting[Prediction]
+        self, request: ProviderRequest, begun: Begun, waiting: Waiting[Prediction]
     ) -> AsyncGenerator[ProviderEvent, None]:
-        ended, story = False, Story()
-        self._followed.add(prediction.id)
+        identifier, ended, story = begun.prediction.id, False, Story()
         try:
-            yield Accepted(prediction.id, prediction.status)
-            async with aclosing(self._follow(prediction, waiting)) as all_news:
+            yield Accepted(identifier, begun.prediction.status, begun.repeats)
+            async with aclosing(self._follow(request, begun, waiting)) as all_news:
                 async for news in all_news:
-                    ended = isinstance(news, Prediction) and news.terminal
-                    for event in [news] if isinstance(news, Failed) else story.tell(news):
+                    ended = isinstance(news, Failed) or (isinstance(news, Prediction) and news.terminal)
+                    for event in self._told(story, news, begun.adopted):
                         yield event
         finally:
-            self._followed.discard(prediction.id)
+            self.search.claimed.discard(identifier)
             if not ended:
-                await self._cancel(prediction.id)
+                self.errands.start(partial(self._leave, request, identifier))
+
+    def _told(self, story: Story, news: Prediction | ProviderEvent, adopted: bool) -> list[ProviderEvent]:
+        if not isinstance(news, Prediction):
+            return [news]
+        empty = news.status == "succeeded" and not text_of(news.output) and not structure_of(news.output)
+        if empty and (news.data_removed or (adopted and not news.output)):
+            return [failures.result_lost()]
+        return story.tell(news)
 
     async def _follow(
-        self, prediction: Prediction, waiting: Waiting[Prediction]
-    ) -> AsyncGenerator[Prediction | Failed, None]:
-        """The prediction as it grows, until it is terminal; a Failed when the service cannot be reached any more."""
-        latest, pause, reached = prediction, self._pace.first, trio.current_time()
+        self, request: ProviderRequest, begun: Begun, waiting: Waiting[Prediction]
+    ) -> AsyncGenerator[Prediction | ProviderEvent, None]:
+        """The prediction as it grows, until it is terminal, or a Failed when there is no more to be known of it."""
+        latest, watch = begun.prediction, Watch(self.pace, bool(self.public_url), begun.adopted)
         yield latest
         while not latest.terminal:
-            news = await waiting.take(self._pace.silence if self._public_url else pause)
+            news = await waiting.take(watch.pause)
+            if news is not None and news.id != latest.id:
+                if news.id not in self.search.claimed:
+                    self.errands.start(partial(self._stray, request, news.id))
+                continue
             if news is None:
-                pause = min(pause * 1.5, self._pace.longest)
-                try:
-                    news, reached = await self._get(prediction.id), trio.current_time()
-                except Refusal as no:
-                    if no.failed.kind is not FailureKind.UNAVAILABLE:
-                        yield no.failed
-                        return
-                except Lost as lost:
-                    if trio.current_time() - reached > self._pace.lost_after:
-                        yield _unreachable(lost)
-                        return
-            if news is not None and news.id == prediction.id and newer(news, latest):
+                news = await self._asked_for(latest.id, watch)
+            if news is not None and newer(news, latest):
                 latest = news
                 yield latest
+            elif watch.late:
+                async with aclosing(self._stopped(latest.id)) as last:
+                    async for event in last:
+                        yield event
+                return
+            elif (failed := watch.verdict) is not None:
+                yield failed
+                return
 
-    async def _get(self, identifier: str) -> Prediction:
-        return _prediction(await self._ask("GET", f"/v1/predictions/{identifier}"))
-
-    async def _cancel(self, identifier: str) -> None:
-        """Tells the service to stop, also while we are being cancelled ourselves, but not for long."""
-        with trio.CancelScope(shield=True), trio.move_on_after(self._pace.cancel_within):
-            try:
-                await self._ask("POST", f"/v1/predictions/{identifier}/cancel")
-            except (Lost, Refusal) as problem:
-                log.warning("cancel_failed", prediction=identifier, why=str(problem))
-
-    async def _ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
-        """One request; its decoded answer. Raises Lost or Refusal."""
+    async def _asked_for(self, identifier: str, watch: Watch) -> Prediction | None:
         try:
-            answer = await self._http.request(
-                method, self._base_url + path, json=body, headers={**self._headers, **(headers or {})}
-            )
-        except httpx.HTTPError as problem:
-            raise Lost(type(problem).__name__) from problem
-        decoded = _decoded(answer)
-        if answer.status_code >= 500 or answer.is_redirect:
-            raise Lost(f"HTTP {answer.status_code}")
-        if answer.status_code >= 400:
-            raise Refusal(refusal(answer.status_code, answer.headers, decoded))
-        return decoded
+            news = await self.api.get(identifier)
+        except (Lost, Refusal) as problem:
+            watch.missed(problem)
+            return None
+        watch.heard()
+        return news
+
+    async def _stopped(self, identifier: str) -> AsyncGenerator[Prediction | ProviderEvent, None]:
+        """It takes too long: it is stopped, and what it cost is told, if that can be learned."""
+        try:
+            last = await self.ended(identifier)
+        except (Lost, Refusal):
+            yield failures.out_of_sight("it could not be stopped")
+            return
+        if last is not None and last.status != "canceled":
+            yield last  # it made it after all
+            return
+        if last is not None and last.metrics:
+            yield UsageReported(usage_of(last.metrics) or Usage(), counts_of(last))
+        yield failures.took_too_long()
+
+    # --- stopping ---------------------------------------------------------------------------------------
+
+    async def _stray(self, request: ProviderRequest, identifier: str) -> None:
+        """A delivery for this attempt of another prediction: one whose answer was lost, and that came late."""
+        wanted = self._looked_for(request, 0.0)
+        try:
+            if not await self.search.known(identifier, request.attempt_id) and await self._named(identifier, wanted):
+                await self.left(request, identifier, True)
+        except (Lost, Refusal, StorageDown) as problem:
+            log.warning("stray prediction not stopped", prediction=identifier, why=str(problem))
+
+    async def _leave(self, request: ProviderRequest, identifier: str) -> None:
+        """The attempt was cut short. Its server may be ending, or another may have it: then somebody will adopt it."""
+        try:
+            wanted = await self._wanted(request.task_id)
+        except StorageDown:
+            return  # it is settled when the database is back
+        if not wanted:
+            await self.left(request, identifier, False)
+
+    async def _cancel(self, _: ProviderRequest, identifier: str, beside: bool) -> None:
+        try:
+            await self.api.cancel(identifier)
+        except (Lost, Refusal) as problem:
+            log.warning("cancel failed", prediction=identifier, why=str(problem))
+
+    async def ended(self, identifier: str) -> Prediction | None:
+        """Stops a prediction and sees it end. None: it is not there (any more).
+
+        Raises:
+            Lost, Refusal: its end could not be seen.
+        """
+        with trio.move_on_after(self.pace.stop_within):
+            try:
+                asked = False
+                while not (last := await self.api.get(identifier)).terminal:
+                    if not asked:
+                        await self.api.cancel(identifier)
+                    asked = True
+                    await trio.sleep(self.pace.first)
+                return last
+            except Refusal as no:
+                if no.gone:
+                    return None
+                raise
+        raise Lost("it does not stop")
 
 
 @define
-class Story:
-    """What was already told of a prediction, so that only what is new is told."""
+class Watch:
+    """How long nothing was heard, and when to ask next. Times of trio's clock."""
 
-    shown: str = ""
-    progress: float = 0.0
+    pace: Pace
+    webhooks: bool
+    adopted: bool
+    began: float = field(factory=trio.current_time)
+    _heard: float = field(factory=trio.current_time)
+    _next: float = field(init=False)
+    _problem: Lost | Refusal | None = None
 
-    def tell(self, prediction: Prediction) -> list[ProviderEvent]:
-        events: list[ProviderEvent] = []
-        text = text_of(prediction.output)
-        if text is not None and text.startswith(self.shown) and len(text) > len(self.shown):
-            events.append(TextDelta(text[len(self.shown) :]))
-            self.shown = text
-        if not prediction.terminal:
-            return events + self._progress(prediction)
-        return events + self._end(prediction, text)
+    def __attrs_post_init__(self) -> None:
+        self._next = self.pace.first
 
-    def _progress(self, prediction: Prediction) -> list[ProviderEvent]:
-        fraction = progress_in(prediction.logs)
-        self.progress = max(self.progress, fraction or 0.0)
-        return [Progress(self.progress, step=prediction.status)]
+    @property
+    def pause(self) -> float:
+        """Until the prediction is asked for; one that is adopted is asked for at once."""
+        if self.adopted and self._heard == self.began and self._problem is None:
+            return 0.0
+        return max(self._next, self.pace.silence) if self.webhooks and self._problem is None else self._next
 
-    def _end(self, prediction: Prediction, text: str | None) -> list[ProviderEvent]:
-        usage = usage_of(prediction.metrics)
-        events: list[ProviderEvent] = [UsageReported(usage)] if usage else []
-        if prediction.status != "succeeded":
-            return [*events, failure_of(prediction)]
-        files = [] if text else files_of(prediction.output)
-        if not text and not files:
-            return [*events, _nothing()]
-        if text is not None and text != self.shown:
-            return [*events, _changed()]
-        return [*events, *files, Finished(prediction.status, prediction.metrics)]
+    @property
+    def late(self) -> bool:
+        return trio.current_time() - self.began > self.pace.run_limit + self.pace.grace
 
+    def heard(self) -> None:
+        self._heard, self._problem = trio.current_time(), None
+        self._slower()
 
-def _listed(page: Any) -> list[str]:
-    results = page.get("results") if isinstance(page, dict) else None
-    return [str(item["id"]) for item in results or [] if isinstance(item, dict) and "id" in item]
+    def missed(self, problem: Lost | Refusal) -> None:
+        self._problem = problem
+        self._slower()
+        if isinstance(problem, Refusal) and problem.failed.retry_after:
+            self._next = max(self._next, min(problem.failed.retry_after, 30.0))
 
+    def _slower(self) -> None:
+        self._next = min(max(self._next, self.pace.first) * 1.5, self.pace.longest)
 
-async def _unknown(_: str) -> bool:
-    return False
-
-
-def _decoded(answer: httpx.Response) -> Any:
-    try:
-        return answer.json()
-    except ValueError:
+    @property
+    def verdict(self) -> Failed | None:
+        """What the attempt fails with, once it is too long that nothing was heard."""
+        silent = trio.current_time() - self._heard
+        match self._problem:
+            case Refusal(gone=True) if silent > self.pace.gone_after:
+                return failures.result_lost()
+            case Refusal(failed) if silent > self.pace.lost_after:
+                return failures.out_of_sight(failed.code)
+            case Lost(why) if silent > self.pace.lost_after:
+                return failures.out_of_sight(why)
         return None
-
-
-def _prediction(answer: Any) -> Prediction:
-    try:
-        return read_prediction(answer)
-    except BadPrediction as problem:
-        raise Lost(str(problem)) from problem
-
-
-def _unreachable(lost: Lost) -> Failed:
-    words = f"Replicate could not be reached ({lost.why})."
-    return Failed(FailureKind.RETRYABLE, "provider_unreachable", words, "It is tried again.")
-
-
-def _nothing() -> Failed:
-    words = "The model reported success without any output."
-    return Failed(FailureKind.RETRYABLE, "no_output", words, "It is tried again.", None, "succeeded")
-
-
-def _changed() -> Failed:
-    words = "The model's final text differs from what it had streamed."
-    return Failed(FailureKind.RETRYABLE, "output_changed", words, "It is tried again.", None, "succeeded")

@@ -43,6 +43,10 @@ class Reply:
     async def piece(self, data: bytes) -> None:
         await self._stream.send_all(self._conn.send(h11.Data(data=data)) or b"")
 
+    async def cut(self, data: bytes) -> None:
+        """A part of what was announced; the connection is dropped after it."""
+        await self._stream.send_all(data)
+
     async def end(self) -> None:
         await self._stream.send_all(self._conn.send(h11.EndOfMessage()) or b"")
 
