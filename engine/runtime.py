@@ -20,6 +20,7 @@ from engine.tasks.budget import Budgets
 from engine.tasks.homes import Alone, Homes
 from engine.tasks.relay import Relay
 from engine.tasks.stash import Stash
+from engine.tracing import Spans
 
 TASKS = "tasks"
 """The name of the DynamicSupervisor under which the TaskServers stand."""
@@ -69,6 +70,7 @@ class Runtime:
     homes: Homes = field(factory=Alone)
     relay: Relay = field()
     clock: Callable[[], float] = unix_time
+    spans: Spans = field(factory=Spans)
 
     @relay.default
     def _relay(self) -> Relay:

@@ -37,3 +37,15 @@ PROVIDER_RUNNING = Gauge("elwift_provider_requests_running", "Attempts at work n
 TOKENS = Counter("elwift_provider_tokens_total", "Tokens, as the providers count them.", ["provider", "direction"])
 MODEL_SERVER_UP = Gauge("elwift_model_server_up", "Whether the local model's process answers (1) or not (0).")
 MODEL_SERVER_RESTARTS = Counter("elwift_model_server_restarts_total", "Ends of the local model's process.")
+
+# OpenTelemetry's conventions for clients of generative AI, under the names that Prometheus gives them. Buckets are
+# theirs; images and videos take longer than text, so the durations go on beyond.
+_GEN_AI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]
+GEN_AI_DURATION = Histogram(
+    "gen_ai_client_operation_duration_seconds", "One attempt's call of its provider, all retries of it included.",
+    [*_GEN_AI, "error_type"], buckets=tuple(0.01 * 2**k for k in range(18)),
+)  # fmt: skip
+GEN_AI_TOKENS = Histogram(
+    "gen_ai_client_token_usage", "Tokens of one call, as its provider counts them.",
+    [*_GEN_AI, "gen_ai_token_type"], buckets=tuple(4.0**k for k in range(14)),
+)  # fmt: skip

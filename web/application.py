@@ -2,6 +2,7 @@
 
     elwift                rest_for_one: what stands later needs what stands earlier
     ├─ telemetry          the loop's lag, alarms
+    ├─ spans              sends them to a collector, when there is one
     ├─ persistence        embedded PostgreSQL, pool, journal, snapshots
     ├─ names, channels, pubsub      registries
     ├─ models             reads the model registry, then is done
@@ -94,6 +95,7 @@ class Application:
     secret: bytes = field(init=False, repr=False)
     persistence: Persistence = field(init=False)
     backends: Backends = field(init=False)
+from web.telemetry.otlp import Collector, Exporter
     sweeper: Sweeper = field(init=False)
     routing: Routing = field(init=False)
     runtime: Runtime = field(init=False)
@@ -108,6 +110,7 @@ class Application:
 
     async def prepare(self) -> None:
         """Takes what only one server can have, the data folder and the port. Raises UserError."""
+    exporter: Exporter = field(init=False)
         settings = self.settings
         self.persistence = Persistence(_persistence(settings))
         try:
@@ -124,7 +127,9 @@ class Application:
     def _build(self) -> None:
         settings, persistence = self.settings, self.persistence
         self.secret = _kept(settings.data_dir / "secret.key", lambda: token_bytes(32))
-        self.backends = backends(settings, self._webhook_url, persistence.store.knows_prediction)
+        self.exporter = Exporter(Collector.of(settings.otlp_endpoint))
+        self.bills = Bills(persistence.pool)
+        self.backends = backends(settings, self._webhook_url, self.bills.known, self._is_wanted)
         store, signer = artifacts(settings, self.secret)
         self.sweeper = Sweeper(persistence.removal, store)
         handlers: dict[str, JobHandler] = {
@@ -177,6 +182,7 @@ class Application:
             origins=self.origins,
             draining=lambda: self.draining,
             limits=Limits(body=settings.max_body_bytes),
+            spans=self.exporter.spans,
         )
         self.operators = Operators(self.queues, __version__)
         more = [
@@ -234,6 +240,7 @@ class Application:
         """Where a model server of ours tells of an attempt: its port is known only once the endpoint listens."""
         base = self.settings.public_url.rstrip("/") or self.endpoint.urls[0]
         return f"{base}{cog_webhooks.PATH}?attempt={attempt_id}&signature={cog_webhooks.proof(self.secret, attempt_id)}"
+            *([self.exporter.spec()] if self.runtime.spans.on else []),
 
     async def _load_models(self) -> None:
         """Takes over the registry's rows before anybody is served; a database that is away is waited for meanwhile."""

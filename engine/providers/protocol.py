@@ -46,6 +46,8 @@ class ProviderRequest:
     """The provider's id of a prediction to adopt instead of making a new one."""
     intent_at: float | None = None
     """Unix time at which an earlier life of this attempt wrote down that it would call, and may have."""
+    trace_parent: str | None = None
+    """The W3C trace context of the call, for providers that take it."""
 
 
 @frozen

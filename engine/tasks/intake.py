@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from engine import telemetry
+from attrs import evolve
+
+from engine import telemetry, tracing
 from engine.errors import UserError
 from engine.models.models import Fitted
 from engine.ports import Buffered, Committed, Duplicate, Durability, JournalFull, Refused
@@ -34,6 +36,16 @@ async def accept(runtime: Runtime, new: NewTask) -> Accepted:
         JournalFull: the database is away, and memory is full or (in strict mode) not enough.
         StorageDown: over the budget, the database is away, and only there may the idempotency key be known.
     """
+    with runtime.spans.span("accept task", new.trace_parent) as span:
+        if span is None:
+            return await _accept(runtime, new)
+        accepted = await _accept(runtime, evolve(new, trace_parent=tracing.traceparent(span)))
+        span.set_attribute("elwift.task.id", str(accepted.task.id))
+        span.set_attribute("elwift.durability", accepted.durability.value)
+        return accepted
+
+
+async def _accept(runtime: Runtime, new: NewTask) -> Accepted:
     began = perf_counter()
     fitted = runtime.models.fit(new.model, new.input)
     birth = birth_of(new, fitted)

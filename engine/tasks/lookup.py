@@ -228,9 +228,9 @@ async def launch(runtime: Runtime, live: Live) -> Receipt:
         runtime.stash.drop(live.task.id)
         raise
     item.submitted = True
-    with trio.CancelScope(shield=True):  # brief; half a birth would have to be taken back
+    with trio.CancelScope(shield=True) as scope:  # brief; half a birth would have to be taken back
         await start(runtime, live.task.id)
-    with trio.move_on_after(RECEIPT_TIMEOUT):
+        scope.deadline, scope.shield = trio.current_time() + RECEIPT_TIMEOUT, False
         await item.heard.wait()
     if item.receipt is None:
         raise UserError("timeout", "The database is too slow. Look for the task, or try again.", retry_after=5.0)

@@ -23,7 +23,7 @@ from engine.otp import CallFailed, Pid, Request, StartFailed, call, self_
 from engine.outputs import OutputRefused
 from engine.outputs.errors import unavailable
 from engine.outputs.spool import Spooled
-from engine.ports import StorageDown
+from engine.ports import Model, StorageDown
 from engine.providers.protocol import (
     Failed,
     FailureKind,
@@ -37,7 +37,7 @@ from engine.providers.protocol import (
     TextDelta,
 )
 from engine.runtime import Runtime
-from engine.tasks import lookup
+from engine.tasks import lookup, observed
 from engine.tasks.feed import Events, Feed
 from engine.tasks.harvest import Harvest, failure_of
 from engine.tasks.messages import AttemptBegun, BeginAttempt, KeepOutput, Refusal, SetAside, Step, StepTaken
@@ -77,7 +77,8 @@ def handler(runtime: Runtime, patience: Patience | None = None) -> Callable[[Job
     waits = patience or Patience()
 
     async def run(job: Job) -> JobOutcome | Recorded:
-        with structlog.contextvars.bound_contextvars(task_id=str(job.task_id), attempt=job.attempt):
+        told = structlog.contextvars.bound_contextvars(task_id=str(job.task_id), attempt=job.attempt)
+        with told, observed.attempt(runtime.spans, job, runtime.clock()):
             return await run_job(runtime, job, waits)
 
     return run
@@ -171,18 +172,23 @@ class Attempt:
     async def _run(self, provider: Provider) -> None:
         ending = self.work.ending if isinstance(self.work, Replay) else None
         feed, outputs = Feed(), self.runtime.outputs
-        harvest = Harvest(outputs, provider, self._request(), feed, self.patience, ending)
+        model = self.runtime.models.get(self.begun.task.model_id)
+        request = self._request(model)
+        asked = None if ending else observed.ProviderCall.begin(self.runtime.spans, provider.name, request, model)
+        harvest = Harvest(outputs, provider, asked.request if asked else request, feed, self.patience, ending)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._deliver, harvest, nursery.cancel_scope)
                 await harvest.run()  # here, so that the generator is closed by the task that runs it
         finally:
+            if asked is not None:
+                ago = trio.current_time() - harvest.over_at if harvest.over.is_set() else 0.0
+                asked.end(harvest.end, harvest.usage, ago)
             if harvest.files and not harvest.held:
                 outputs.spent[self.begun.id] = self.begun.task.id
 
-    def _request(self) -> ProviderRequest:
+    def _request(self, model: Model | None) -> ProviderRequest:
         task, earlier = self.begun.task, self.work.earlier
-        model = self.runtime.models.get(task.model_id)
         return ProviderRequest(
             task_id=task.id,
             attempt=self.begun.number,
@@ -193,6 +199,7 @@ class Attempt:
             input=task.input,
             external_id=earlier.external_id if earlier else None,
             intent_at=earlier.started_at if earlier else None,
+            trace_parent=task.trace_parent,
         )
 
     async def _deliver(self, harvest: Harvest, scope: trio.CancelScope) -> None:
@@ -233,7 +240,8 @@ class Attempt:
         begun, earlier = self.begun, self.work.earlier
         bought = earlier.attempt if earlier else begun.number
         try:
-            output = await self.runtime.outputs.keep(begun.task.id, bought, begun.id, spooled, self.runtime.clock())
+            with self.runtime.spans.span("store output", attributes={"elwift.output": spooled.index}):
+                output = await self.runtime.outputs.keep(begun.task.id, bought, begun.id, spooled, self.runtime.clock())
         except OutputRefused as refused:
             log.warning("output not stored", index=spooled.index, why=refused.message)
             return refused

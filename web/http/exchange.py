@@ -41,9 +41,8 @@ class Ask:
 
     @property
     def trace_parent(self) -> str | None:
-        """The caller's W3C trace context, when it is well-formed; anything else is ignored, as the standard asks."""
-        value = self.headers.get("traceparent")
-        return value if value and _TRACE_PARENT.fullmatch(value) else None
+        """The caller's W3C trace context, if any."""
+        return trace_parent(self.headers)
 
 
 @frozen
@@ -62,6 +61,12 @@ Handler = Callable[[House, Ask], Awaitable[Answer]]
 def json(value: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
     """An answer with a JSON body. It is somebody's own and of this moment: no cache keeps it."""
     return Answer(encode(value), status, JSON, (*headers, UNCACHED))
+
+
+def trace_parent(headers: Mapping[str, str]) -> str | None:
+    """W3C trace context, when it is well-formed; anything else is ignored, as the standard asks."""
+    value = headers.get("traceparent")
+    return value if value and _TRACE_PARENT.fullmatch(value) else None
 
 
 def request_id(given: str | None) -> str:

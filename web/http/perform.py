@@ -12,7 +12,9 @@ from urllib.parse import parse_qsl
 
 import structlog
 from attrs import evolve, frozen
+from opentelemetry.trace import SpanKind
 
+from engine import tracing
 from engine.errors import UserError
 from engine.otp import CallFailed
 from engine.ports import JournalFull, StorageDown
@@ -20,7 +22,7 @@ from web.auth import Credentials, Denied, Identity
 from web.auth.origins import LOOPBACK
 from web.http import problems
 from web.http.cors import sharing
-from web.http.exchange import Answer, Ask, request_id
+from web.http.exchange import Answer, Ask, request_id, trace_parent
 from web.http.house import House
 from web.http.route import Route
 
@@ -73,7 +75,32 @@ def parse_query(text: str) -> dict[str, str]:
 
 
 async def perform(house: House, route: Route, head: Incoming, args: Mapping[str, str], body: bytes) -> Answer:
-    """The answer to one request, whatever happens inside."""
+    """The answer to one request, whatever happens inside. Open routes have no span: machines ask them all the time."""
+    spans = house.runtime.spans
+    if route.open or not spans.on:
+        return await _perform(house, route, head, args, body)
+    name = f"{route.method} {route.template}"
+    with spans.span(name, trace_parent(head.headers), SpanKind.SERVER, _about(route, head)) as span:
+        answer = await _perform(house, route, head, args, body)
+        assert span is not None
+        span.set_attribute("http.response.status_code", answer.status)
+        if answer.status >= 500:
+            tracing.failed(span, str(answer.status))
+        return answer
+
+
+def _about(route: Route, head: Incoming) -> tracing.Attributes:
+    """A request in the words of OpenTelemetry's conventions for HTTP servers."""
+    return {
+        "http.request.method": head.method,
+        "http.route": route.template,
+        "url.path": head.path,
+        "client.address": head.client,
+        "elwift.request.id": head.request_id,
+    }
+
+
+async def _perform(house: House, route: Route, head: Incoming, args: Mapping[str, str], body: bytes) -> Answer:
     started = time.perf_counter()
     identity = NOBODY
     try:

@@ -85,6 +85,15 @@ def overfill(transport: Transport) -> None:
     assert transport.closed
 
 
+async def lifespan(receive: Any, send: Any) -> None:
+    """That part of a plain ASGI application, which has nothing to start or to end."""
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return
+
+
 @asynccontextmanager
 async def running(app: App | None = None, **settings: Any) -> AsyncIterator[Endpoint]:
     endpoint = Endpoint(EndpointSettings(**settings), app or make_app())

@@ -11,7 +11,7 @@ import trio
 from engine.otp import Node
 from engine.otp.preempt import Watchdog
 from tests.web.endpoint.raw import Response, connect, get, request, upgrade
-from tests.web.endpoint.running import running, until
+from tests.web.endpoint.running import lifespan, running, until
 
 
 async def answers(port: int, data: bytes) -> Response:
@@ -180,14 +180,6 @@ async def test_a_declared_body_that_is_too_large_is_refused_before_it_comes(node
     async with running(max_body=1000) as endpoint:
         asked = request("/size", "Content-Length: 1001", "Expect: 100-continue", method="POST")
         assert (await answers(endpoint.port, asked)).status == 413
-
-
-async def lifespan(receive: Any, send: Any) -> None:
-    while True:
-        event = (await receive())["type"]
-        await send({"type": f"{event}.complete"})
-        if event == "lifespan.shutdown":
-            return
 
 
 async def alive(send: Any) -> None:
