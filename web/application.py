@@ -82,6 +82,7 @@ from web.sockets.longpoll import LongPolls
 from web.sockets.mount import mount, mount_longpoll
 from web.sockets.pubsub import PubSub
 from web.sockets.socket import Protocol
+from web.telemetry.otlp import Collector, Exporter
 
 MODELS_RETRY = 1.0
 
@@ -95,7 +96,7 @@ class Application:
     secret: bytes = field(init=False, repr=False)
     persistence: Persistence = field(init=False)
     backends: Backends = field(init=False)
-from web.telemetry.otlp import Collector, Exporter
+    exporter: Exporter = field(init=False)
     sweeper: Sweeper = field(init=False)
     routing: Routing = field(init=False)
     runtime: Runtime = field(init=False)
@@ -110,7 +111,6 @@ from web.telemetry.otlp import Collector, Exporter
 
     async def prepare(self) -> None:
         """Takes what only one server can have, the data folder and the port. Raises UserError."""
-    exporter: Exporter = field(init=False)
         settings = self.settings
         self.persistence = Persistence(_persistence(settings))
         try:
@@ -128,8 +128,7 @@ from web.telemetry.otlp import Collector, Exporter
         settings, persistence = self.settings, self.persistence
         self.secret = _kept(settings.data_dir / "secret.key", lambda: token_bytes(32))
         self.exporter = Exporter(Collector.of(settings.otlp_endpoint))
-        self.bills = Bills(persistence.pool)
-        self.backends = backends(settings, self._webhook_url, self.bills.known, self._is_wanted)
+        self.backends = backends(settings, self._webhook_url, persistence.store.knows_prediction)
         store, signer = artifacts(settings, self.secret)
         self.sweeper = Sweeper(persistence.removal, store)
         handlers: dict[str, JobHandler] = {
@@ -166,6 +165,7 @@ from web.telemetry.otlp import Collector, Exporter
                 settings.data_dir / "spool",
                 limits=_output_limits(settings),
             ),
+            spans=self.exporter.spans,
         )
         self.queues.servers.on_moved = partial(follow.moved, self.runtime)
         self.queues.servers.on_news = self.runtime.relay.heard
@@ -182,7 +182,6 @@ from web.telemetry.otlp import Collector, Exporter
             origins=self.origins,
             draining=lambda: self.draining,
             limits=Limits(body=settings.max_body_bytes),
-            spans=self.exporter.spans,
         )
         self.operators = Operators(self.queues, __version__)
         more = [
@@ -221,6 +220,7 @@ from web.telemetry.otlp import Collector, Exporter
         tasks, recover = recovery.specs(self.runtime)
         return [
             self.operators.spec(self.runtime),
+            *([self.exporter.spec()] if self.runtime.spans.on else []),
             self.persistence.spec(),
             self.runtime.names.spec(),
             self.runtime.channels.spec(),
@@ -240,7 +240,6 @@ from web.telemetry.otlp import Collector, Exporter
         """Where a model server of ours tells of an attempt: its port is known only once the endpoint listens."""
         base = self.settings.public_url.rstrip("/") or self.endpoint.urls[0]
         return f"{base}{cog_webhooks.PATH}?attempt={attempt_id}&signature={cog_webhooks.proof(self.secret, attempt_id)}"
-            *([self.exporter.spec()] if self.runtime.spans.on else []),
 
     async def _load_models(self) -> None:
         """Takes over the registry's rows before anybody is served; a database that is away is waited for meanwhile."""
