@@ -47,6 +47,7 @@ from engine.otp import (
 from engine.outputs import Limits as OutputLimits
 from engine.outputs import Outputs
 from engine.ports import ArtifactStore, StorageDown
+from engine.providers.settlement import Settlement
 from engine.routing import Routing
 from engine.runtime import Runtime
 from engine.tasks import follow, recovery, runner
@@ -54,6 +55,7 @@ from engine.tasks.budget import Budgets
 from engine.tasks.decide import JOB_WORKER
 from engine.tasks.patience import Patience
 from persistence.artifacts import FolderStore, LinkSigner
+from persistence.bills import Bills
 from persistence.database import DatabaseUnreachable, FolderError, Persistence, PersistenceSettings
 from persistence.jobs.store import PostgresJobStore
 from web.auth import AuthSettings, Guard, OriginPolicy
@@ -74,9 +76,11 @@ from web.http.removal import RemovalRoutes
 from web.http.usage import UsageRoutes
 from web.http.webhooks import ReplicateWebhooks
 from web.operators.doors import Doors
+from web.http import webhooks as replicate_webhooks
 from web.operators.overview import metrics
 from web.operators.routes import Operators
 from web.settings import Settings
+from web.http.bills import BillRoutes
 from web.sockets.door import Door
 from web.sockets.longpoll import LongPolls
 from web.sockets.mount import mount, mount_longpoll
@@ -104,6 +108,7 @@ class Application:
     pubsub: PubSub = field(init=False, factory=PubSub)
     guard: Guard = field(init=False)
     origins: OriginPolicy = field(init=False)
+    bills: Bills = field(init=False)
     operators: Operators = field(init=False)
     polls: LongPolls = field(init=False)
     http: HttpApplication = field(init=False)
@@ -128,7 +133,8 @@ class Application:
         settings, persistence = self.settings, self.persistence
         self.secret = _kept(settings.data_dir / "secret.key", lambda: token_bytes(32))
         self.exporter = Exporter(Collector.of(settings.otlp_endpoint))
-        self.backends = backends(settings, self._webhook_url, persistence.store.knows_prediction)
+        self.bills = Bills(persistence.pool)
+        self.backends = backends(settings, self._webhook_url, self.bills.known, self._is_wanted)
         store, signer = artifacts(settings, self.secret)
         self.sweeper = Sweeper(persistence.removal, store)
         handlers: dict[str, JobHandler] = {
@@ -180,6 +186,8 @@ class Application:
             runtime=self.runtime,
             guard=self.guard,
             origins=self.origins,
+        if self.backends.replicate:
+            self.backends.children.append(Settlement(self.backends.replicate, self.bills, models).spec())
             draining=lambda: self.draining,
             limits=Limits(body=settings.max_body_bytes),
         )
@@ -198,6 +206,7 @@ class Application:
             more.append(CogWebhooks(cog, deliveries, self.secret).route)
         house.telemetry.add(self.operators.metrics)
         house.telemetry.add(lambda: metrics(self.runtime))
+            *BillRoutes(self.bills).routes,
         self.http = create_app(house, more)
         if signer and isinstance(store, FolderStore):
             serve_folder(self.http, store, signer)
@@ -252,6 +261,11 @@ class Application:
             else:
                 init_ack()
                 return
+    async def _is_wanted(self, task_id: UUID) -> bool:
+        """Whether a task still wants a result: as memory has it, and else the database. Raises StorageDown."""
+        live = self.runtime.stash.get(task_id)
+        return not live.task.status.terminal if live is not None else await self.bills.wanted(task_id)
+
 
 
 def _persistence(settings: Settings) -> PersistenceSettings:
@@ -285,7 +299,10 @@ def _endpoint(settings: Settings) -> EndpointSettings:
         max_per_user=settings.max_connections_per_user,
         compression=settings.compression,
         max_body=settings.max_body_bytes,
-        large_bodies={cog_webhooks.PATH.encode(): cog_webhooks.MOST},
+        large_bodies={
+            cog_webhooks.PATH.encode(): cog_webhooks.MOST,
+            replicate_webhooks.PATH.encode(): replicate_webhooks.MOST,
+        },
         max_message=settings.max_frame_bytes,
         drain_timeout=settings.shutdown_timeout / 3,
     )

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -84,11 +85,13 @@ class Backends:
                     await close()
 
 
-Known = Callable[[str, str], Awaitable[bool]]
-"""Whether a provider's prediction stands in our records already."""
+Known = Callable[[str, str, UUID], Awaitable[bool]]
+"""Whether a provider's prediction stands in our records, as that of another attempt than this one."""
+Wanted = Callable[[UUID], Awaitable[bool]]
+"""Whether a task still wants a result."""
 
 
-def backends(settings: Settings, webhook: Callable[[UUID], str], known: Known) -> Backends:
+def backends(settings: Settings, webhook: Callable[[UUID], str], known: Known, wanted: Wanted) -> Backends:
     """All that the settings ask for. `webhook` gives the URL under which an attempt's webhooks reach us.
 
     Raises:
@@ -105,7 +108,7 @@ def backends(settings: Settings, webhook: Callable[[UUID], str], known: Known) -
     if settings.gemini_api_key:
         _add_gemini(found, settings)
     if settings.replicate_api_token:
-        _add_replicate(found, settings, known)
+        _add_replicate(found, settings, known, wanted)
     if settings.cog_urls or settings.cog_folders:
         _add_cog(found, settings, webhook)
     _add_plugins(found)
@@ -174,18 +177,30 @@ def _each(keys: str) -> list[str]:
     return [key.strip() for key in keys.split(",") if key.strip()]
 
 
-def _add_replicate(found: Backends, settings: Settings, known: Known) -> None:
+def _add_replicate(found: Backends, settings: Settings, known: Known, wanted: Wanted) -> None:
     found.replicate = Replicate(
         found.http,
         settings.replicate_api_token,
         base_url=settings.replicate_base_url,
         public_url=settings.public_url if settings.replicate_webhook_secrets else "",
         known=partial(known, Replicate.name),
+        wanted=wanted,
     )
+    found.children.append(found.replicate.errands.spec("errands"))
     found.providers["replicate"] = [found.replicate]
-    fetcher = Fetcher(Policy(hosts=OUTPUT_HOSTS))
+    fetcher = Fetcher(_replicate_files(settings))
     found.fetchers["replicate"] = fetcher
     found.closing.append(fetcher.aclose)
+
+
+def _replicate_files(settings: Settings) -> Policy:
+    """Replicate's own hosts, what the operator names, and, where a server of one's own stands in its place, that."""
+    hosts = _each(settings.replicate_output_hosts)
+    own = urlsplit(settings.replicate_base_url)
+    if own.hostname:
+        hosts.append(f"{own.hostname}:{own.port or (443 if own.scheme == 'https' else 80)}")
+    named = tuple(host for host in hosts if ":" not in host)
+    return Policy((*OUTPUT_HOSTS, *named), tuple(host for host in hosts if ":" in host))
 
 
 def _add_cog(found: Backends, settings: Settings, webhook: Callable[[UUID], str]) -> None:

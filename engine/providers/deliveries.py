@@ -54,6 +54,10 @@ class Deliveries(Generic[P]):
             if self._waiting.get(attempt_id) is slot:
                 del self._waiting[attempt_id]
 
+    def awaits(self, attempt_id: UUID) -> bool:
+        """Whether somebody here waits for this attempt's deliveries."""
+        return attempt_id in self._waiting
+
     def deliver(self, attempt_id: UUID, prediction: P) -> bool:
         """Hands a delivery over; False when nobody here waits for it."""
         slot = self._waiting.get(attempt_id)

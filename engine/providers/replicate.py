@@ -17,7 +17,7 @@ from uuid import UUID
 import httpx
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from engine.ports import StorageDown
 from engine.providers import replicate_failures as failures
@@ -137,7 +137,7 @@ class Replicate:
             try:
                 begun = await self._begin(request, waiting)
             except Refusal as no:
-                yield no.failed
+                yield evolve(no.failed, in_doubt=request.intent_at is not None)  # an earlier call may have been taken
                 return
             except Lost as lost:
                 yield failures.answer_lost(lost.why)

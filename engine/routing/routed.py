@@ -15,6 +15,7 @@ from uuid import UUID
 import structlog
 from attrs import define, evolve, field, frozen
 
+from engine.models.price import priced, together
 from engine.ports import Model
 from engine.providers.protocol import (
     CACHED,
@@ -140,26 +141,30 @@ class Routed:
             for told in _told(kept, self.routing.clock()):
                 yield told
             return
-        failure: Failed | None = None
-        soonest: float | None = None
+        journey = Journey(in_doubt=request.external_id is not None or request.intent_at is not None)
         for route in self.routing.routes(self.name, request):
             wait = self._wait(route)
             if wait > 0:
-                soonest = wait if soonest is None else min(soonest, wait)
+                journey.rests(wait)
                 continue
-            failure = None
+            journey.sets_out(route)
             async with aclosing(self._one(route)) as events:
                 async for event in events:
                     if isinstance(event, Moved):
-                        failure = event.failure
+                        journey.moves(event)
                         break
-                    yield event
-            if failure is None:
+                    yield journey.told(event)
+            if journey.failure is None:
                 return
-            log.info("moving on", provider=route.provider.name, model=route.request.model, code=failure.code)
-        yield failure or _resting(soonest)
+            code = journey.failure.code
+            log.info("moving on", provider=route.provider.name, model=route.request.model, code=code)
+        if journey.failure is not None and journey.used:
+            yield UsageReported(together(journey.used))
+        yield journey.told(journey.failure or _resting(journey.soonest))
 
     def _wait(self, route: Route) -> float:
+        if route.request.external_id is not None:
+            return 0.0  # what is under way is paid: looking after it is no new request
         traffic, now = self.routing.traffic(route), self.routing.clock()
         return max(traffic.breaker.wait(now), traffic.quota.wait(estimate(route.request.input), now))
 
@@ -186,9 +191,46 @@ class Routed:
 
 @frozen
 class Moved:
-    """The route failed and nobody has seen anything of it."""
+    """The route failed and nobody has seen anything of it. `usage` is what it had used all the same."""
 
     failure: Failed
+    usage: Usage | None = None
+
+
+@define
+class Journey:
+    """What is known over all routes of one request. `used` is what was paid on those that were left; `in_doubt`: more
+    may be under way on one of them, or on one of an earlier life of this attempt, than this one knows of."""
+
+    in_doubt: bool = False
+    used: list[Usage] = field(factory=list)
+    failure: Failed | None = None
+    soonest: float | None = None
+
+    def rests(self, wait: float) -> None:
+        self.soonest = wait if self.soonest is None else min(self.soonest, wait)
+
+    def sets_out(self, route: Route) -> None:
+        """The first route is given what an earlier life knew, and answers for it."""
+        self.failure = None
+        if not route.fallback:
+            self.in_doubt = False
+
+    def moves(self, moved: Moved) -> None:
+        self.failure = moved.failure
+        self.in_doubt = self.in_doubt or moved.failure.in_doubt
+        if moved.usage is not None:
+            self.used.append(moved.usage)
+
+    def told(self, event: ProviderEvent) -> ProviderEvent:
+        """The event as it stands in the whole: usage is that of all routes, and the end carries the doubts."""
+        match event:
+            case UsageReported(usage) if self.used:
+                return evolve(event, usage=together([*self.used, usage]))
+            case Finished() | Failed() if self.in_doubt:
+                return evolve(event, in_doubt=True)
+            case _:
+                return event
 
 
 @define
@@ -215,15 +257,15 @@ class Ride:
             case Failed():
                 self.outcome = event
                 moves = not self.shown and (event.kind in MOVES_ON or event.code in MOVES_ON_CODES)
-                yield Moved(event) if moves else event
+                yield Moved(event, self.usage) if moves else event
             case Finished():
                 self.outcome = event
                 self._keep()
                 yield event
             case Accepted() if self.route.fallback:
                 return  # the attempt's record is of the model that was asked for: this id is none of its provider's
-            case UsageReported(usage):
-                self.usage = _with_cost(usage, self.route.model)
+            case UsageReported(usage, counts):
+                self.usage = priced(usage, self.route.model.price if self.route.model else {}, counts)
                 yield UsageReported(self.usage)
             case TextDelta(text):
                 self.shown = True
@@ -264,8 +306,7 @@ def _for(model: Model, request: ProviderRequest) -> ProviderRequest:
         slug=model.slug,
         version=model.version,
         input={**model.defaults, **given},
-        external_id=None,
-        intent_at=None,
+        external_id=None,  # the id on record is of the model that was asked for; but this, too, may have been asked
     )
 
 
@@ -274,17 +315,6 @@ def _told(kept: Kept, now: float) -> Iterator[ProviderEvent]:
     if kept.usage is not None:
         yield UsageReported(evolve(kept.usage, cost=0.0))
     yield Finished(CACHED, {"age_seconds": round(now - kept.at, 3)})
-
-
-def _with_cost(usage: Usage, model: Model | None) -> Usage:
-    price = model.price if model else {}
-    amounts = (
-        ("input_token", usage.input_tokens),
-        ("output_token", usage.output_tokens),
-        ("second", usage.predict_seconds),
-    )
-    known = [price[unit] * amount for unit, amount in amounts if amount is not None and unit in price]
-    return evolve(usage, cost=sum(known)) if known and usage.cost is None else usage
 
 
 def _tokens(usage: Usage | None) -> int | None:

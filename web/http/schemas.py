@@ -65,6 +65,8 @@ _DURABILITY: Schema = {
     "description": "memory: the database is away, and a crash of the server could still undo it",
 }
 
+_DUPLICATES: Schema = {**_COUNT, "description": "Calls that were, or may have been, paid beside the one that counts"}
+
 ANSWERS: dict[str, Schema] = {
     "Acknowledgement": _object(
         {
@@ -152,6 +154,28 @@ ANSWERS: dict[str, Schema] = {
     "Me": _object({"user": _STRING, "operator": _FLAG}),
     "Preferences": _ANY_OBJECT,
     "UsageReport": _object(
+    "Predictions": _object(
+        {
+            "predictions": _list(
+                _object(
+                    {
+                        "id": _ID,
+                        "attempt": _COUNT,
+                        "provider": _STRING,
+                        "external_id": {**_nullable(_STRING), "description": "The provider's own id"},
+                        "status": {"type": "string", "description": "The provider's own word, as far as it is known"},
+                        "error_message": _nullable(_STRING),
+                        **_FIGURES,
+                        "duplicates": _DUPLICATES,
+                        "open": {"type": "boolean", "description": "Its end at the provider is not on record yet."},
+                        "started_at": _nullable(_TIME),
+                        "completed_at": _nullable(_TIME),
+                    }
+                )
+            ),
+            "total": _object({**_FIGURES, "duplicates": _DUPLICATES}),
+        }
+    ),
         {
             "user": _STRING,
             "since": _DAY,
