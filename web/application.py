@@ -67,20 +67,20 @@ from web.channels.routes import application_router
 from web.endpoint import Endpoint, EndpointSettings
 from web.housekeeping import HOUSEKEEPING, Sweeper, crons, retention_handler
 from web.http import cog_webhooks
+from web.http import webhooks as replicate_webhooks
 from web.http.app import Application as HttpApplication
 from web.http.app import create_app
 from web.http.artifacts import serve_folder
+from web.http.bills import BillRoutes
 from web.http.cog_webhooks import CogWebhooks
 from web.http.house import House, Limits
 from web.http.removal import RemovalRoutes
 from web.http.usage import UsageRoutes
 from web.http.webhooks import ReplicateWebhooks
 from web.operators.doors import Doors
-from web.http import webhooks as replicate_webhooks
 from web.operators.overview import metrics
 from web.operators.routes import Operators
 from web.settings import Settings
-from web.http.bills import BillRoutes
 from web.sockets.door import Door
 from web.sockets.longpoll import LongPolls
 from web.sockets.mount import mount, mount_longpoll
@@ -99,6 +99,7 @@ class Application:
     draining: bool = False
     secret: bytes = field(init=False, repr=False)
     persistence: Persistence = field(init=False)
+    bills: Bills = field(init=False)
     backends: Backends = field(init=False)
     exporter: Exporter = field(init=False)
     sweeper: Sweeper = field(init=False)
@@ -108,7 +109,6 @@ class Application:
     pubsub: PubSub = field(init=False, factory=PubSub)
     guard: Guard = field(init=False)
     origins: OriginPolicy = field(init=False)
-    bills: Bills = field(init=False)
     operators: Operators = field(init=False)
     polls: LongPolls = field(init=False)
     http: HttpApplication = field(init=False)
@@ -175,6 +175,8 @@ class Application:
         )
         self.queues.servers.on_moved = partial(follow.moved, self.runtime)
         self.queues.servers.on_news = self.runtime.relay.heard
+        if self.backends.replicate:
+            self.backends.children.append(Settlement(self.backends.replicate, self.bills, models).spec())
         handlers[JOB_WORKER] = runner.handler(self.runtime, Patience(in_place=settings.store_patience))
         self._build_doors(store, signer)
 
@@ -186,8 +188,6 @@ class Application:
             runtime=self.runtime,
             guard=self.guard,
             origins=self.origins,
-        if self.backends.replicate:
-            self.backends.children.append(Settlement(self.backends.replicate, self.bills, models).spec())
             draining=lambda: self.draining,
             limits=Limits(body=settings.max_body_bytes),
         )
@@ -195,6 +195,7 @@ class Application:
         more = [
             *self.operators.routes,
             *UsageRoutes(self.persistence.usage).routes,
+            *BillRoutes(self.bills).routes,
             *RemovalRoutes(self.sweeper).routes,
         ]
         if self.backends.replicate:
@@ -206,7 +207,6 @@ class Application:
             more.append(CogWebhooks(cog, deliveries, self.secret).route)
         house.telemetry.add(self.operators.metrics)
         house.telemetry.add(lambda: metrics(self.runtime))
-            *BillRoutes(self.bills).routes,
         self.http = create_app(house, more)
         if signer and isinstance(store, FolderStore):
             serve_folder(self.http, store, signer)
@@ -250,6 +250,11 @@ class Application:
         base = self.settings.public_url.rstrip("/") or self.endpoint.urls[0]
         return f"{base}{cog_webhooks.PATH}?attempt={attempt_id}&signature={cog_webhooks.proof(self.secret, attempt_id)}"
 
+    async def _is_wanted(self, task_id: UUID) -> bool:
+        """Whether a task still wants a result: as memory has it, and else the database. Raises StorageDown."""
+        live = self.runtime.stash.get(task_id)
+        return not live.task.status.terminal if live is not None else await self.bills.wanted(task_id)
+
     async def _load_models(self) -> None:
         """Takes over the registry's rows before anybody is served; a database that is away is waited for meanwhile."""
         while True:
@@ -261,11 +266,6 @@ class Application:
             else:
                 init_ack()
                 return
-    async def _is_wanted(self, task_id: UUID) -> bool:
-        """Whether a task still wants a result: as memory has it, and else the database. Raises StorageDown."""
-        live = self.runtime.stash.get(task_id)
-        return not live.task.status.terminal if live is not None else await self.bills.wanted(task_id)
-
 
 
 def _persistence(settings: Settings) -> PersistenceSettings:
