@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import PIPE
@@ -53,8 +53,13 @@ async def launch(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     within: float = 60.0,
+    started: Callable[[ServerProcess], None] | None = None,
 ) -> ServerProcess:
-    """Starts a server on a free port of loopback and waits until it is ready. Raises ServerFailed."""
+    """Starts a server on a free port of loopback and waits until it is ready; `started` has its process before.
+
+    Raises:
+        ServerFailed: it ended, or was not ready `within` so many seconds (then it is killed).
+    """
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.parent / f"{data_dir.name}.log"
     command = [sys.executable, "-m", "web.cli", "serve", "--port", "0", "--data-dir", str(data_dir), *arguments]
@@ -66,6 +71,8 @@ async def launch(
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
         )
+    if started is not None:
+        started(ServerProcess("", process, log))
     try:
         with trio.fail_after(within):
             url = await _first_url(process)
