@@ -108,12 +108,13 @@ ANSWERS: dict[str, Schema] = {
             "index": _COUNT,
             "type": _STRING,
             "format": _STRING,
-            "content_url": _STRING,
             "content_type": _STRING,
             "file_size_bytes": _COUNT,
             "sha256": _STRING,
         },
         {
+            "content_url": {"type": "string", "description": "A signed link; absent once the file is gone"},
+            "expired": {"type": "boolean", "description": "True once the file is gone"},
             "dimensions": {"type": "object", "additionalProperties": _WHOLE},
             "duration_seconds": _NUMBER,
             "metadata": _ANY_OBJECT,
@@ -153,7 +154,6 @@ ANSWERS: dict[str, Schema] = {
     "Models": _object({"models": _list(_ref("Model")), "default": _nullable(_STRING)}),
     "Me": _object({"user": _STRING, "operator": _FLAG}),
     "Preferences": _ANY_OBJECT,
-    "UsageReport": _object(
     "Predictions": _object(
         {
             "predictions": _list(
@@ -176,6 +176,7 @@ ANSWERS: dict[str, Schema] = {
             "total": _object({**_FIGURES, "duplicates": _DUPLICATES}),
         }
     ),
+    "UsageReport": _object(
         {
             "user": _STRING,
             "since": _DAY,
@@ -261,7 +262,7 @@ ANSWERS: dict[str, Schema] = {
         }
     ),
     "Queues": _object({"queues": _list(_ref("Queue"))}),
-    "Revocation": _object({"user": _STRING, "revoked": _FLAG, "sockets_closed": _COUNT}),
+    "Revocation": _object({"user": _STRING, "revoked": _FLAG, "sockets_closed": _COUNT, "stored": _FLAG}),
     "DeadLetters": _object({"jobs": _list(_ANY_OBJECT), "cursor": _nullable(_STRING)}),
     "Overview": _object(
         {
