@@ -44,7 +44,7 @@ class Estimate(Protocol):
 class Admission(Protocol):
     """The part of the queues that a new task meets."""
 
-    def admit(self, queue: str, user: str | None, priority: int = ...) -> Estimate:
+    def admit(self, queue: str, user: str | None, priority: int = ..., typical: float | None = ...) -> Estimate:
         """Raises UserError (`over_capacity`, `over_quota`) with `retry_after`."""
         ...
 

@@ -18,8 +18,14 @@ from engine.jobs.config import QueueConfig
 from engine.jobs.fairness import ahead
 from engine.jobs.ports import Waiting
 
-_WEIGHT = 0.1
-"""How much one finished job moves the mean service time: the last twenty or so decide."""
+_WINDOW = 150
+"""The mean service time is that of about so many jobs, or of twice as many as there are slots."""
+
+_STARTED = 4
+"""Rounds of the slots after which it does not matter any more that the short jobs were the first to end."""
+
+_OUT_OF_DATE = 4.0
+"""When what runs has run for so many times the mean, jobs have become longer."""
 
 _LONGEST_ADVICE = 300.0
 """Seconds; no Retry-After asks for more."""
@@ -188,17 +194,33 @@ class Line:
 
 @define
 class Pace:
-    """How long jobs hold their slots, in seconds: an exponentially weighted mean, and a guess before the first."""
+    """How long jobs hold their slots, in seconds: the mean of the latest ones, and a guess before the first has ended.
+
+    The first to end are the short ones. So, at first, what runs counts with its age: the estimator is the total time
+    on test over the number that ended (Epstein, Sobel, "Life Testing", 1953).
+    """
 
     guess: float
-    _mean: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self.guess if self._mean is None else self._mean
+    slots: int = 1
+    _seconds: float = 0.0
+    _jobs: float = 0.0
+    _ended: int = 0
 
     def observe(self, seconds: float) -> None:
-        self._mean = seconds if self._mean is None else self._mean + _WEIGHT * (seconds - self._mean)
+        """A job has left its slot."""
+        keep = 1.0 - 1.0 / max(_WINDOW, 2 * self.slots)
+        self._seconds = self._seconds * keep + seconds
+        self._jobs = self._jobs * keep + 1.0
+        self._ended += 1
+
+    def seconds(self, running: int = 0, ages: float = 0.0) -> float:
+        """The mean; `running` jobs have been in their slots for `ages` seconds, all together."""
+        age = ages / running if running else 0.0
+        if not self._ended:
+            return max(self.guess, age)
+        young = max(0.0, 1.0 - self._ended / (_STARTED * max(self.slots, 1)))
+        mean = (self._seconds + young * ages) / self._jobs
+        return age if age > _OUT_OF_DATE * mean else mean
 
 
 def wait(before: int, free: int, slots: int, seconds: float, config: QueueConfig) -> float:

@@ -7,9 +7,10 @@ more often than that), plus up to a tenth of jitter, so that jobs that failed to
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 _FULL_SCALE = 20
 """The attempt after which Oban's exponent grows no further."""
@@ -33,6 +34,23 @@ class Backoff:
 DEFAULT = Backoff()
 QUICK = Backoff(floor=0.0, base=2.0, ceiling=60.0)
 """For providers that recover in seconds: 2, 4, 8 … 60 s."""
+
+_QUICK_PROVIDERS = frozenset({"simulate", "local", "openai", "openai-chat", "anthropic", "gemini", "cog"})
+
+
+def policy(provider: str, settings: Mapping[str, Any]) -> Backoff:
+    """How attempts at a model back off: as its settings say, else as is usual for its provider.
+
+    `settings["backoff"]` may have any of `floor`, `base`, `ceiling`, `jitter`; what cannot be read is passed over.
+    """
+    usual = QUICK if provider in _QUICK_PROVIDERS else DEFAULT
+    given = settings.get("backoff")
+    if not isinstance(given, Mapping):
+        return usual
+    try:
+        return evolve(usual, **{name: float(value) for name, value in given.items()})
+    except (TypeError, ValueError):
+        return usual
 
 
 def exponent(attempt: int, max_attempts: int) -> int:

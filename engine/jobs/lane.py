@@ -84,6 +84,8 @@ class Lane:
     """A limit over all nodes, or an outage, forbids a claim before this time (monotonic)."""
     executing: int = 0
     """Jobs that run on all nodes, as last counted."""
+    others: int = 0
+    """Slots of this queue on other nodes."""
     _wakes: int = 0
 
     line: Line = field(init=False)
@@ -96,6 +98,8 @@ class Lane:
     stopping: deque[tuple[Running, str]] = field(factory=deque)
     memory: Memory = field(init=False)
 
+    _since: float = 0.0
+    """The sum of the times (monotonic) since which what runs has run."""
     _idle: trio.Event = field(factory=trio.Event)
     _reserved: set[UUID] = field(factory=set)
     """Jobs that have a lease and a slot, but whose insert has no receipt yet."""
@@ -143,11 +147,21 @@ class Lane:
     def estimate(self, priority: int, user: str | None) -> Estimate:
         """Where a new job of this user would stand, and for how long."""
         before = self.line.ahead(priority, user)
-        slots = max(self.limit, self.executing)
-        return Estimate(before, wait(before, self.free, slots, self.pace.seconds, self.config))
+        slots = max(self.limit + self.others, self.executing)
+        free = self.free + max(0, self.others - max(0, self.executing - len(self.running)))
+        return Estimate(before, wait(before, free, slots, self.seconds, self.config))
 
-    def admit(self, priority: int, user: str | None) -> Estimate:
+    @property
+    def seconds(self) -> float:
+        """How long jobs hold their slots, as far as is known."""
+        running = len(self.running)
+        self.pace.slots = self.limit
+        return self.pace.seconds(running, running * self.monotonic() - self._since)
+
+    def admit(self, priority: int, user: str | None, typical: float | None = None) -> Estimate:
         """Lets one job of this user in. Raises UserError: `over_quota`, `over_capacity`."""
+        if typical is not None:
+            self.pace.guess = typical
         estimate = self.estimate(priority, user)
         check(self.config, self.line, user, estimate)
         self.line.admit(priority, user)
@@ -314,7 +328,10 @@ class Lane:
     def _start(self, job: Job, stored: bool) -> None:
         self._reserved.discard(job.id)
         held = Running(job, stored, self.monotonic())
+        if (before := self.running.get(job.id)) is not None:
+            self._since -= before.since
         self.running[job.id] = held
+        self._since += held.since
         self.starting.append(held)
 
     def start_from_memory(self) -> None:
@@ -355,7 +372,9 @@ class Lane:
     def _free(self, held: Running) -> None:
         if self.running.get(held.job.id) is held:
             del self.running[held.job.id]
+            self._since -= held.since
         if not self.running:
+            self._since = 0.0  # also of what rounding has left
             self._idle.set()
 
     async def idle(self) -> None:

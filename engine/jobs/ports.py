@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from typing import Protocol
@@ -198,12 +198,13 @@ class JobRecord:
 @frozen
 class Peer:
     """A server on this database, this one included. `alive`: its lease has not expired, by the database's clock;
-    `age`: seconds since its last heartbeat."""
+    `age`: seconds since its last heartbeat; `slots`: how many jobs it runs at once, by queue."""
 
     name: str
     boot: UUID
     alive: bool
     age: float
+    slots: Mapping[str, int] = field(factory=dict)
 
 
 @frozen
@@ -254,7 +255,7 @@ class JobStore(Protocol):
         """Lets a job go that was held back; whether it was."""
         ...
 
-    async def beat(self, node: str, boot: UUID, seconds: float) -> tuple[Peer, ...]:
+    async def beat(self, node: str, boot: UUID, seconds: float, slots: Mapping[str, int]) -> tuple[Peer, ...]:
         """Keeps this server's lease for `seconds`; all servers, as they stood before."""
         ...
 
@@ -303,6 +304,10 @@ class JobStore(Protocol):
         ...
 
     async def counts(self) -> tuple[QueueCounts, ...]: ...
+
+    async def paces(self) -> dict[str, float]:
+        """How long the jobs that ended last took, in seconds, by queue."""
+        ...
 
     async def settings(self) -> tuple[QueueSetting, ...]: ...
 

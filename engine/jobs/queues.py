@@ -124,13 +124,16 @@ class Queues:
 
     # --- coming in ---
 
-    def admit(self, queue: str, user: str | None, priority: int = DEFAULT_PRIORITY) -> Estimate:
-        """Lets one job of this user in, with its place and its wait.
+    def admit(
+        self, queue: str, user: str | None, priority: int = DEFAULT_PRIORITY, typical: float | None = None
+    ) -> Estimate:
+        """Lets one job of this user in, with its place and its wait. `typical`: how long such jobs take, in seconds;
+        used until some have ended.
 
         Raises:
             UserError: `over_quota` or `over_capacity`, with `retry_after`.
         """
-        return self.lanes[queue].admit(priority, user)
+        return self.lanes[queue].admit(priority, user, typical)
 
     async def insert(self, jobs: Sequence[NewJob]) -> frozenset[UUID]:
         """Inserts jobs that belong to no task; the ids that were new. Raises StorageDown."""
@@ -242,6 +245,21 @@ class Queues:
             lane.executing = count.executing
             _publish(self.stats_of(name))
 
+    def learn(self, paces: Mapping[str, float]) -> None:
+        """Takes over how long jobs took in an earlier life, or on other servers, until some have ended here."""
+        for name, seconds in paces.items():
+            if (lane := self.lanes.get(name)) is not None:
+                lane.pace.guess = seconds
+
+    def slots(self) -> dict[str, int]:
+        """How many jobs this server runs at once, by queue."""
+        return {name: lane.limit for name, lane in self.lanes.items() if lane.open}
+
+    def count_others(self) -> None:
+        """Takes over how many slots the other servers have."""
+        for name, lane in self.lanes.items():
+            lane.others = self.servers.slots(name)
+
     def _room_again(self) -> None:
         for lane in self.lanes.values():
             lane.room_again()
@@ -269,7 +287,7 @@ class Queues:
             in_memory=len(lane.memory),
             oldest_age=count.oldest_age,
             estimated_wait=lane.estimate(DEFAULT_PRIORITY, None).wait_seconds,
-            job_seconds=lane.pace.seconds,
+            job_seconds=lane.seconds,
             mode="push" if self.hearing.push else "poll",
             running_ids=tuple(lane.running),
         )

@@ -8,7 +8,7 @@ A plain object; the clockwork keeps it up to date. No I/O but through the store.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
 import trio
@@ -42,9 +42,13 @@ class Servers:
         """Whether no other server is known to live."""
         return not self._others
 
-    async def beat(self, seconds: float, sure: bool) -> None:
-        """Keeps this server's lease, and sees who else has one (see `see`). Raises StorageDown."""
-        peers = await self.store.beat(self.node, self.boot, seconds)
+    def slots(self, queue: str) -> int:
+        """How many jobs of a queue the other servers run at once."""
+        return sum(peer.slots.get(queue, 0) for peer in self.peers if peer.name in self._others)
+
+    async def beat(self, seconds: float, slots: Mapping[str, int], sure: bool) -> None:
+        """Keeps this server's lease, says what it can do, and sees who else has one. Raises StorageDown."""
+        peers = await self.store.beat(self.node, self.boot, seconds, slots)
         twins = [peer for peer in peers if peer.name == self.node and peer.boot != self.boot and peer.alive]
         if twins and self._greeted:
             log.error("another server calls itself %s, too: each needs a data folder of its own", self.node)

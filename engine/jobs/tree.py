@@ -111,6 +111,7 @@ async def _recover(queues: Queues) -> bool:
     try:
         queues.apply(await queues.store.settings())
         given = await queues.store.recover(queues.node, queues.boot)
+        queues.learn(await queues.store.paces())
     except StorageDown as problem:
         log.warning("jobs cannot be recovered yet: %s", problem)
         return False
@@ -145,7 +146,8 @@ class Clockwork:
     async def beat(self) -> float | None:
         queues = self._queues
         await queues.heart.beat(self._extend)
-        await queues.servers.beat(queues.timing.lease, queues.heart.may_rescue)
+        await queues.servers.beat(queues.timing.lease, queues.slots(), queues.heart.may_rescue)
+        queues.count_others()
         return None
 
     async def _extend(self) -> None:
@@ -177,6 +179,7 @@ class Clockwork:
         if not allowed:
             return None
         await queues.servers.look_around(sure=True)
+        queues.count_others()
         held = {job_id for lane in queues.lanes.values() for job_id in lane.holding()}
         held |= {fence.job_id for fence in queues.outbox.fences()}
         for rescued in await queues.store.rescue(list(held), RESCUE_AT_ONCE):

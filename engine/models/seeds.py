@@ -33,6 +33,7 @@ SIMULATE = Model(
     description="Steps on a clock instead of generating: for demonstrations, load tests and fault tests.",
     input_schema=simulate.INPUT_SCHEMA,
     defaults=simulate.DEFAULTS,
+    settings={"typical_seconds": simulate.DEFAULTS["steps"] * simulate.DEFAULTS["interval"]},
 )
 
 SEEDS = (LOCAL, SIMULATE)

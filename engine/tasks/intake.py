@@ -57,7 +57,7 @@ async def _accept(runtime: Runtime, new: NewTask) -> Accepted:
         if (made := await _made_before(runtime, new)) is None:
             raise
         return await _same(runtime, made, birth)
-    estimate = runtime.queues.admit(birth.queue, new.user, birth.priority)
+    estimate = runtime.queues.admit(birth.queue, new.user, birth.priority, _typical(fitted))
     entry = decide.create(new.id or new_id(), birth, runtime.clock(), home=runtime.homes.node)
     live = delivery.unborn(runtime, entry)
     runtime.stash.offer(live)
@@ -95,6 +95,12 @@ def birth_of(new: NewTask, fitted: Fitted) -> Created:
         idempotency_key=new.idempotency_key,
         trace_parent=new.trace_parent,
     )
+
+
+def _typical(fitted: Fitted) -> float | None:
+    """How long an attempt takes, in seconds, as far as the model's settings say (`typical_seconds`)."""
+    seconds = fitted.model.settings.get("typical_seconds")
+    return float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None
 
 
 def _acknowledged(task: TaskState, durability: Durability, estimate: Estimate) -> Accepted:

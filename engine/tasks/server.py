@@ -271,8 +271,10 @@ class TaskServer(GenServer[Live]):
 
     def _failed(self, live: Live, run: Running, failure: provider.Failed) -> Live:
         now, most = self.runtime.clock(), live.task.max_attempts
+        model = self.runtime.models.get(live.task.model_id)
+        policy = backoff.policy(live.task.provider, model.settings if model else {})
         then = decide.verdict(
-            failure, run.fence.attempt, most, now, lambda attempt: backoff.retry_at(attempt, most, now, backoff.QUICK)
+            failure, run.fence.attempt, most, now, lambda attempt: backoff.retry_at(attempt, most, now, policy)
         )
         return self._ended(live, decide.fail(live.task, now, run, failure, then))
 

@@ -80,20 +80,24 @@ BEAT: LiteralString = f"""
 WITH was AS (
     SELECT boot, expires_at FROM servers WHERE name = %(node)s
 ), put AS (
-    INSERT INTO servers (name, boot, expires_at) VALUES (%(node)s, %(boot)s, now() + %(seconds)s * interval '1 second')
-    ON CONFLICT (name) DO UPDATE SET boot = excluded.boot, expires_at = excluded.expires_at, updated_at = now()
+    INSERT INTO servers (name, boot, expires_at, slots)
+    VALUES (%(node)s, %(boot)s, now() + %(seconds)s * interval '1 second', %(slots)s)
+    ON CONFLICT (name) DO UPDATE SET
+        boot = excluded.boot, expires_at = excluded.expires_at, slots = excluded.slots, updated_at = now()
 ), forgotten AS (
     DELETE FROM servers WHERE expires_at < now() - interval '1 day' AND name <> %(node)s
 ), told AS (
     SELECT pg_notify('{CHANNEL}', 'joined ' || %(node)s)::text AS sent
     WHERE NOT EXISTS (SELECT FROM was WHERE boot = %(boot)s AND expires_at > now())
 )
-SELECT name, boot, expires_at > now(), extract(epoch FROM now() - updated_at)::float8, (SELECT count(sent) FROM told)
+SELECT name, boot, expires_at > now(), extract(epoch FROM now() - updated_at)::float8, slots,
+       (SELECT count(sent) FROM told)
 FROM servers ORDER BY name
 """
 
 LOOK_AROUND: LiteralString = """
-    SELECT name, boot, expires_at > now(), extract(epoch FROM now() - updated_at)::float8 FROM servers ORDER BY name
+    SELECT name, boot, expires_at > now(), extract(epoch FROM now() - updated_at)::float8, slots
+    FROM servers ORDER BY name
 """
 
 LEAVE: LiteralString = f"""
@@ -279,6 +283,13 @@ TAKE_TURN: LiteralString = """
     INSERT INTO job_crons AS c (name, made_for) VALUES (%s, to_timestamp(%s))
     ON CONFLICT (name) DO UPDATE SET made_for = excluded.made_for, updated_at = now()
     WHERE c.made_for < excluded.made_for
+"""
+
+PACES: LiteralString = """
+    SELECT queue, avg(extract(epoch FROM completed_at - attempted_at))::float8
+    FROM (SELECT queue, attempted_at, completed_at FROM jobs WHERE state = 'completed'
+          ORDER BY completed_at DESC LIMIT 200) AS lately
+    GROUP BY queue
 """
 
 SETTINGS: LiteralString = "SELECT name, paused, local_limit FROM job_queues"

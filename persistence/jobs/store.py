@@ -6,7 +6,7 @@ A lost database shows as `StorageDown`, whatever psycopg called it; everything e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, LiteralString
 from uuid import UUID
@@ -121,10 +121,11 @@ class PostgresJobStore:
 
     # --- servers ---
 
-    async def beat(self, node: str, boot: UUID, seconds: float) -> tuple[Peer, ...]:
+    async def beat(self, node: str, boot: UUID, seconds: float, slots: Mapping[str, int]) -> tuple[Peer, ...]:
+        args = {"node": node, "boot": boot, "seconds": seconds, "slots": document(slots)}
         async with self._connection() as conn:
-            rows = await (await conn.execute(sql.BEAT, {"node": node, "boot": boot, "seconds": seconds})).fetchall()
-        return tuple([Peer(*row[:4]) for row in rows])
+            rows = await (await conn.execute(sql.BEAT, args)).fetchall()
+        return tuple([Peer(*row[:5]) for row in rows])
 
     async def look_around(self) -> tuple[Peer, ...]:
         async with self._connection() as conn:
@@ -211,6 +212,10 @@ class PostgresJobStore:
             states = await (await conn.execute(sql.COUNTS, prepare=False)).fetchall()
             waiting = await (await conn.execute(sql.WAITING, prepare=False)).fetchall()
         return _counts(states, waiting)
+
+    async def paces(self) -> dict[str, float]:
+        async with self._connection() as conn:
+            return dict(await (await conn.execute(sql.PACES, prepare=False)).fetchall())
 
     async def settings(self) -> tuple[QueueSetting, ...]:
         async with self._connection() as conn:

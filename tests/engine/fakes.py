@@ -282,7 +282,7 @@ class MiniQueue:
     start: Any = None
     _jobs: dict[UUID, tuple[NewJob, int]] = field(factory=dict)
 
-    def admit(self, queue: str, user: str | None, priority: int = 4) -> Place:
+    def admit(self, queue: str, user: str | None, priority: int = 4, typical: float | None = None) -> Place:
         if self.refusal is not None:
             raise self.refusal
         return Place(len(self.waiting))

@@ -97,12 +97,29 @@ def test_a_rate_limit_that_is_slower_than_the_slots_decides() -> None:
 
 def test_the_pace_is_a_guess_until_the_first_job_has_ended() -> None:
     pace = Pace(5.0)
-    assert pace.seconds == 5.0
+    assert pace.seconds() == 5.0
     pace.observe(1.0)
-    assert pace.seconds == 1.0
-    for _ in range(50):
+    assert pace.seconds() == 1.0
+    for _ in range(1000):
         pace.observe(3.0)
-    assert pace.seconds == pytest.approx(3.0, abs=0.05)
+    assert pace.seconds() == pytest.approx(3.0, abs=0.05)
+
+
+def test_the_short_jobs_that_end_first_do_not_pass_for_all() -> None:
+    """Ten slots: in the first second nine jobs of a tenth of a second have ended, one after the other in one slot, and
+    nine jobs of ten seconds are still running. The mean of what ended is a tenth; the truth is five seconds."""
+    pace = Pace(5.0, slots=10)
+    for _ in range(9):
+        pace.observe(0.1)
+    assert pace.seconds(running=9, ages=9.0) > 0.8
+
+
+def test_jobs_that_have_become_longer_are_noticed_before_they_end() -> None:
+    pace = Pace(5.0, slots=2)
+    for _ in range(100):
+        pace.observe(0.1)
+    assert pace.seconds(running=2, ages=0.2) == pytest.approx(0.1)
+    assert pace.seconds(running=2, ages=60.0) == 30.0
 
 
 def test_a_user_at_their_quota_is_refused_and_others_are_not() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.jobs.backoff import DEFAULT, QUICK, Backoff, delay, retry_at
+from engine.jobs.backoff import DEFAULT, QUICK, Backoff, delay, policy, retry_at
 
 
 @pytest.mark.parametrize(("attempt", "least", "most"), [(1, 17, 18.7), (5, 47, 51.7), (10, 1039, 1142.9)])
@@ -34,3 +34,21 @@ def test_a_negative_setting_is_refused() -> None:
 @given(attempt=st.integers(0, 10_000), most=st.integers(1, 10_000), luck=st.floats(0, 1))
 def test_every_delay_is_finite_and_within_the_ceiling_and_its_jitter(attempt: int, most: int, luck: float) -> None:
     assert 0 < delay(attempt, most, rand=lambda: luck) <= DEFAULT.ceiling * 1.1
+
+
+@pytest.mark.parametrize(
+    ("provider", "settings", "expected"),
+    [
+        ("replicate", {}, DEFAULT),
+        ("local", {}, QUICK),
+        ("local", {"backoff": {"ceiling": 5}}, Backoff(floor=0.0, base=2.0, ceiling=5.0)),
+        ("replicate", {"backoff": {"floor": 1, "base": 3, "jitter": 0}}, Backoff(floor=1.0, base=3.0, jitter=0.0)),
+        ("replicate", {"backoff": {"floor": -1}}, DEFAULT),
+        ("replicate", {"backoff": {"speed": 1}}, DEFAULT),
+        ("replicate", {"backoff": "slow"}, DEFAULT),
+    ],
+)
+def test_a_models_settings_say_how_its_attempts_back_off(
+    provider: str, settings: dict[str, object], expected: Backoff
+) -> None:
+    assert policy(provider, settings) == expected
