@@ -94,9 +94,11 @@ class Search:
             return None
         if brief.id in self.claimed or not may_be(brief, wanted):
             return None
+        if "input" in item and not is_it(brief, wanted):
+            return None
         if await self.known(brief.id, wanted.attempt):
             return None
-        whole = brief if "input" in item else await self.api.get(brief.id)
+        whole = await self.api.get(brief.id)  # a listing may leave out more than the input
         if brief.id in self.claimed or not is_it(whole, wanted):
             return None
         self.claimed.add(brief.id)

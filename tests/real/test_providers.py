@@ -59,7 +59,7 @@ async def test_a_replicate_task_runs_and_leaves_its_prediction_on_record(data_di
     async with fake_replicate.serving() as service:
         token = {"replicate_api_token": SecretStr(fake_replicate.TOKEN), "replicate_base_url": service.url}
         async with server(data_dir, **token) as (application, http):
-            task = await over(application, await create(http, "flux-schnell", script={"pieces": ["a ", "poem"]}))
+            task = await over(application, await create(http, "flux-schnell", script={"pieces": ["a ", "poem"], "cost": 0.5}))
             assert (task.status, task.text, task.attempt) == (Status.COMPLETED, "a poem", 1)
             assert task.usage is not None
             assert task.usage.predict_seconds == 0.5
@@ -86,10 +86,10 @@ async def test_cancelling_a_task_cancels_its_prediction_at_replicate(data_dir: P
 async def test_throttling_burns_no_attempt(data_dir: Path) -> None:
     async with fake_replicate.serving() as service:
         token = {"replicate_api_token": SecretStr(fake_replicate.TOKEN), "replicate_base_url": service.url}
-        service.faults.append(("^POST", "throttled"))
+        service.faults.append(("^POST", "throttled briefly"))
         async with server(data_dir, **token) as (application, http):
             task = await over(application, await create(http, "flux-schnell", script={}))
-            assert (task.status, task.attempt) == (Status.COMPLETED, 2)
+            assert (task.status, task.attempt) == (Status.COMPLETED, 1)
             assert service.creates() == 1
             async with application.persistence.pool.connection() as connection:
                 cursor = await connection.execute("SELECT attempt FROM jobs WHERE task_id = %s", (task.id,))

@@ -57,6 +57,8 @@ class Script:
     cost: float | None = None
     """Its run time as the metrics tell it; None: what it really took."""
     metrics: dict[str, Any] | None = None
+    unstorable: bool = False
+    """Whether its text has a NUL and half a surrogate pair in it."""
     more: dict[str, Any] | None = None
     """Fields of its JSON that take the place of the usual ones."""
 
@@ -193,6 +195,8 @@ class Service:
         run.status, run.error = script.end, script.error
         if script.end == "succeeded":
             run.output = script.pieces if script.pieces is not None else script.output
+            if script.unstorable:
+                run.output = "a\0b\ud800c"
 
     def view(self, run: Run) -> dict[str, Any]:
         output = run.output
@@ -267,9 +271,13 @@ class Service:
     # --- requests ---------------------------------------------------------------------------------------
 
     def fault(self, request: Request) -> str:
-        if self.faults and re.search(self.faults[0][0], f"{request.method} {request.target}"):
-            self.asked.set()
-            return self.faults.popleft()[1]
+        """What goes wrong with this request: the first of the faults whose pattern is found in it."""
+        text = f"{request.method} {request.target} {request.body.decode(errors='replace')}"
+        for number, (pattern, name) in enumerate(self.faults):
+            if re.search(pattern, text):
+                del self.faults[number]
+                self.asked.set()
+                return name
         return ""
 
     def answer(self, request: Request) -> Answer:
@@ -388,6 +396,8 @@ async def serving() -> AsyncIterator[Service]:
         if fault == "hang before":
             await service.released.wait()
             return
+        if fault == "slow":
+            await service.released.wait()
         status, headers, content = FAULTS.get(fault) or service.answer(request)
         match fault.removesuffix(" after") if fault.endswith(" after") else fault:
             case "lost" if fault:
