@@ -172,6 +172,19 @@ class TrioConnection(psycopg.AsyncConnection[Any]):
             self._closed = True
             self.pgconn.finish()
 
+    def drop(self) -> None:
+        """Ends the connection under whoever uses it: their statement raises OperationalError."""
+        if self.pgconn.status == pq.ConnStatus.OK:
+            trio.lowlevel.notify_closing(self.pgconn.socket)
+        self.pgconn.finish()
+
+    def hung_up(self) -> bool:
+        """Whether this idle connection is of no use any more, as far as is known without asking the server.
+
+        A server that says something unasked most likely says farewell.
+        """
+        return self.closed or bool(_poll(select.poll(), self.pgconn.socket, Wait.R))
+
     async def dead(self) -> None:
         """Returns once the server has closed this idle connection; how an outage is noticed before anyone asks."""
         while not self.closed:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic, time
+from typing import LiteralString
 
 import psycopg
 import trio
@@ -21,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from engine.ports import StorageDown
 from persistence.connection import TrioConnection, use_msgspec
 from persistence.migrator import migrate
-from persistence.outage import is_outage
+from persistence.outage import is_outage, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,14 @@ PROBE_TIMEOUT = 3.0
 """Seconds after which a database that does not answer counts as away (a stopped process keeps its socket open)."""
 PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """Seconds between attempts to reach a database that is away; the last one stays."""
+
+# Every statement of ours finds its rows by an index, a few at a time. The planner is told so, because plans are kept:
+# one that was made while a table was small must not become a scan of it when it has grown. And who holds locks in a
+# transaction but stands still (a stopped process, a line that is cut) loses them, so that other servers go on.
+SESSION: LiteralString = """
+    SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+    SET jit = off; SET max_parallel_workers_per_gather = 0; SET idle_in_transaction_session_timeout = '10s'
+"""
 
 
 @frozen
@@ -57,7 +66,7 @@ class Pool:
     _latency: float = field(init=False, default=0.0)
     _error: str | None = field(init=False, default=None)
     _idle: list[TrioConnection] = field(init=False, factory=list)
-    _open: int = field(init=False, default=0)
+    _lent: set[TrioConnection] = field(init=False, factory=set)
     _room: trio.Semaphore = field(init=False)
     _came_up: trio.Event = field(init=False, factory=trio.Event)
     _suspicion: trio.Event = field(init=False, factory=trio.Event)
@@ -73,6 +82,10 @@ class Pool:
     def health(self) -> DatabaseHealth:
         return DatabaseHealth(self._up, self._since, self._latency, self._error, self._open, len(self._idle))
 
+    @property
+    def _open(self) -> int:
+        return len(self._idle) + len(self._lent)
+
     async def wait_up(self) -> None:
         """Returns once the database is there. Waits as long as it takes: its callers have nothing else to do."""
         while not self._up:
@@ -83,7 +96,8 @@ class Pool:
         """A connection in autocommit mode, for the length of the block.
 
         Raises:
-            StorageDown: the database is away, went away during the block, or had no connection free in `timeout` s.
+            StorageDown: the database is away, went away during the block, or had no connection free in `timeout` s;
+                or a clash with other transactions, after which the same may succeed.
         """
         connection = await self._take(timeout)
         try:
@@ -91,7 +105,8 @@ class Pool:
         except (psycopg.Error, OSError) as problem:
             if not is_outage(problem):
                 raise
-            self.suspect(problem)
+            if not is_passing(problem):
+                self.suspect(problem)
             raise StorageDown(str(problem)) from problem
         finally:
             self._give(connection)
@@ -116,36 +131,35 @@ class Pool:
             raise StorageDown(f"no connection to the database was free within {timeout:.1f} s")
         while self._idle:
             connection = self._idle.pop()
-            if not connection.closed:
+            if not connection.hung_up():
+                self._lent.add(connection)
                 return connection
-            self._open -= 1
+            connection.pgconn.finish()
         try:
             connection = await self._connect()
         except BaseException:
             self._room.release()
             raise
-        self._open += 1
+        self._lent.add(connection)
         return connection
 
     def _give(self, connection: TrioConnection) -> None:
         """Takes a connection back, unless it is broken or in the middle of something."""
+        self._lent.discard(connection)
         usable = not connection.closed and connection.pgconn.transaction_status == TransactionStatus.IDLE
         if usable and self._up:
             self._idle.append(connection)
         else:
             connection.pgconn.finish()
-            self._open -= 1
         self._room.release()
 
     async def _connect(self) -> TrioConnection:
         try:
             with trio.fail_after(PROBE_TIMEOUT):
-                connection = await TrioConnection.connect(self.conninfo)
+                return await _connected(self.conninfo)
         except (psycopg.Error, OSError, trio.TooSlowError) as problem:
             self.suspect(problem)
             raise StorageDown(str(problem) or "the database does not answer") from problem
-        use_msgspec(connection)
-        return connection
 
     # --- the watch ---------------------------------------------------------------------------------------
 
@@ -239,7 +253,17 @@ class Pool:
             self._came_up = trio.Event()
         self._error = why
         self._latency = 0.0
-        for connection in self._idle:
-            connection.pgconn.finish()
-        self._open -= len(self._idle)
+        for connection in (*self._idle, *self._lent):
+            connection.drop()
         self._idle.clear()
+
+
+async def _connected(conninfo: str) -> TrioConnection:
+    connection = await TrioConnection.connect(conninfo)
+    try:
+        await connection.execute(SESSION)
+    except BaseException:
+        connection.pgconn.finish()
+        raise
+    use_msgspec(connection)
+    return connection

@@ -35,14 +35,19 @@ SAVE: LiteralString = """
     INSERT INTO task_snapshots AS s (task_id, seq, schema_version, state)
     SELECT (b.state->>'id')::uuid, (b.state->>'seq')::bigint, %s, b.state
     FROM jsonb_array_elements(%s) AS b(state)
-    WHERE EXISTS (SELECT FROM task_events e
-                  WHERE e.task_id = (b.state->>'id')::uuid AND e.seq = (b.state->>'seq')::bigint)
+    WHERE (SELECT true FROM task_events e
+           WHERE e.task_id = (b.state->>'id')::uuid AND e.seq = (b.state->>'seq')::bigint LIMIT 1)
     ORDER BY 1
     ON CONFLICT (task_id) DO UPDATE SET seq = excluded.seq, schema_version = excluded.schema_version,
         state = excluded.state, taken_at = now()
     WHERE s.seq <= excluded.seq
 """
-FORGET: LiteralString = "DELETE FROM task_snapshots WHERE task_id = ANY(%s)"
+FORGET: LiteralString = """
+    WITH held AS MATERIALIZED (
+        SELECT task_id FROM task_snapshots WHERE task_id = ANY(%s) ORDER BY task_id FOR UPDATE
+    )
+    DELETE FROM task_snapshots s USING held WHERE s.task_id = held.task_id
+"""
 
 
 @define(eq=False)

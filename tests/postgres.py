@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -89,6 +90,8 @@ def postgres_server() -> Iterator[TestServer]:
     child = server.start(installation, quick)
     try:
         _wait_ready(child)
+        # a full pipe would stop whoever has an error to report
+        threading.Thread(target=child.stderr.read if child.stderr else None, daemon=True).start()
         running = TestServer(layout.sockets)
         with psycopg.connect(running.conninfo(), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {TEMPLATE}")
@@ -96,7 +99,7 @@ def postgres_server() -> Iterator[TestServer]:
         yield running
     finally:
         child.send_signal(signal.SIGINT)
-        child.communicate(timeout=20)
+        child.wait(timeout=20)
         shutil.rmtree(folder, ignore_errors=True)
 
 

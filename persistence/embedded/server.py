@@ -57,6 +57,8 @@ SETTINGS = {
     "autovacuum_analyze_scale_factor": "0.05",
     "lc_messages": "C",
     "log_min_messages": "warning",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",  # a failing row is a user's prompt: nobody's to read in a log
     "log_line_prefix": "",
     "log_checkpoints": "off",
     "timezone": "UTC",

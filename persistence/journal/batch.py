@@ -2,7 +2,8 @@
 
 The common case costs two round trips and looks at nothing but counts. When a count is short the transaction is
 rolled back, `EXAMINE` tells which entries are at fault and why, they get their receipts, and the rest is written
-anew. So an entry is all or nothing without savepoints. Errors in the data are found by halving.
+anew. So an entry is all or nothing without savepoints. Errors in the data are found by halving. An error that is not
+the data's refuses nothing: it raises, and the same is tried again; rows that somebody keeps locked are set aside.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from psycopg.rows import class_row
 
 from engine.jobs.job import JobChange, Lease, NewJob
 from engine.jobs.ports import QueueDoor
-from engine.ports import Committed, Duplicate, Receipt, Refused
+from engine.ports import Committed, Duplicate, Receipt, Refused, StorageDown
 from engine.tasks import codec
 from engine.tasks.events import Requeued
 from persistence.connection import TrioConnection
@@ -26,7 +27,7 @@ from persistence.encoding import array, to_json
 from persistence.jobs.rows import apply_changes, insert_jobs
 from persistence.journal import statements as sql
 from persistence.journal.rows import Pending
-from persistence.outage import is_outage
+from persistence.outage import blames_the_data, is_outage
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ CONFLICT = Refused("conflict")
 STALE_FENCE = Refused("stale_fence")
 TERMINAL = Refused("terminal")
 POISON = Refused("poison")
+WHOLE = 1 << 30
+LOCK_TIMEOUT = "1s"
+"""How long a transaction waits for what others have locked, before it is tried without that."""
 
 
 Settle = Callable[[Pending, Receipt], None]
@@ -49,17 +53,31 @@ class Writer:
     batch: Sequence[Pending]
     settle: Settle
     door: QueueDoor | None = None
+    portion: int = WHOLE
+    """How many entries are written in one transaction."""
+    failures: int = 0
+    _left_before: int = field(init=False, default=WHOLE)
     _unsure: tuple[str, Sequence[Pending]] | None = field(init=False, default=None)
 
     async def write(self, connection: TrioConnection) -> bool:
         """Writes what is not settled yet; False: an earlier COMMIT is still going on, try again a little later.
 
         Raises:
-            psycopg.Error: an outage. What was settled until then stays so.
+            psycopg.Error, StorageDown: this is no fault of an entry. What was settled until then stays so.
         """
         if self._unsure and not await self._resolve(connection, *self._unsure):
             return False
-        left = [pending for pending in self.batch if not pending.settled]
+        left = self.left()
+        while left:
+            portion, left = left[: self.portion], left[self.portion :]
+            try:
+                await self._write_portion(connection, portion)
+            except BaseException:
+                self.batch = [*left, *portion]  # another time, those that have not had their turn come first
+                raise
+        return True
+
+    async def _write_portion(self, connection: TrioConnection, left: Sequence[Pending]) -> None:
         for pending in left:
             pending.unsure = True
         try:
@@ -69,17 +87,15 @@ class Writer:
             doubted = {id(pending) for pending in self._unsure[1]} if self._unsure else set()
             for pending in left:
                 pending.unsure = id(pending) in doubted
-        return True
 
     async def _write(self, connection: TrioConnection, left: Sequence[Pending]) -> None:
         while left:
             problem: Exception = RuntimeError("rows are missing")
             try:
                 verdicts = await self._attempt(connection, left)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # also an error of ours in making the rows: it is that entry's alone, and no reason to stop writing
-                if is_outage(error):
-                    raise
+                _pass_on(error)
                 problem = error
                 verdicts = await self._explain(connection, left)
             if verdicts is None:
@@ -98,8 +114,7 @@ class Writer:
             await connection.rollback()
             return await examine(connection, left, set())
         except psycopg.Error as error:
-            if is_outage(error):
-                raise
+            _pass_on(error)
             await connection.rollback()
             return [None] * len(left)
 
@@ -119,9 +134,7 @@ class Writer:
         work = Work.of(batch)
         async with connection.pipeline():
             await connection.execute("BEGIN")
-            # a plan made while a table was small would be kept while it grows
-            await connection.execute("SET LOCAL enable_seqscan = off")
-            mark = await connection.execute("SELECT pg_current_xact_id()::text")
+            mark = await connection.execute(sql.MARK, (LOCK_TIMEOUT,))
             cursors = [(await connection.execute(query, (rows,)), expected) for query, rows, expected in work.queries()]
             await insert_jobs(connection, [(job, self._reserve(job)) for job in work.jobs()])
             stale = await apply_changes(connection, [(change, self._successor(change)) for change in work.changes()])
@@ -133,6 +146,43 @@ class Writer:
             return None
         await connection.execute("ROLLBACK")
         return await examine(connection, batch, {id(work.changing[index]) for index in stale})
+
+    # --- when it fails ---
+
+    def left(self) -> list[Pending]:
+        """What is still to be written, in the order in which it is tried."""
+        return [pending for pending in self.batch if not pending.settled]
+
+    def count_failure(self) -> int:
+        """How many attempts in a row have got nothing written."""
+        left = len(self.left())
+        self.failures = 1 if left < self._left_before else self.failures + 1
+        self._left_before = left
+        return self.failures
+
+    def narrow(self) -> bool:
+        """From now on in parts of half the size; False: each entry is tried alone already."""
+        if self.portion == 1:
+            return False
+        self.portion = min(self.portion, len(self.left())) // 2 or 1
+        return True
+
+    def leave_out(self, some: Sequence[Pending]) -> None:
+        """These are somebody else's to write."""
+        self.batch = [pending for pending in self.batch if pending not in some]
+
+    async def locked(self, connection: TrioConnection) -> list[Pending]:
+        """Entries whose rows somebody else keeps locked. Raises psycopg.Error, also when whole tables are."""
+        tasks = {pending.task_id: pending for pending in self.left()}
+        jobs = {change.job_id: pending for pending in self.left() if (change := pending.entry.job)}
+        free: set[UUID] = set()
+        async with connection.transaction():
+            await connection.execute(sql.MARK, (LOCK_TIMEOUT,))
+            for query, ids in ((sql.FREE_TASKS, list(tasks)), (sql.FREE_JOBS, list(jobs))):
+                cursor = await connection.execute(query, (ids, ids))
+                free |= {row[0] for row in await cursor.fetchall()}
+        held = {row_id: pending for row_id, pending in (tasks | jobs).items() if row_id not in free}
+        return list({id(pending): pending for pending in held.values()}.values())
 
     async def _resolve(self, connection: TrioConnection, transaction: str, batch: Sequence[Pending]) -> bool:
         """Finds out what became of the transaction whose COMMIT got no answer; False: it is still going on.
@@ -161,6 +211,14 @@ class Writer:
 
     def _successor(self, change: JobChange) -> Lease | None:
         return self.door.successor(change.fence) if self.door and change.fence else None
+
+
+def _pass_on(error: Exception) -> None:
+    """Raises an error that no entry is to blame for: a reason to try again."""
+    if is_outage(error):
+        raise error
+    if not blames_the_data(error):
+        raise StorageDown(f"the database refuses what it should take: {error}") from error
 
 
 @frozen

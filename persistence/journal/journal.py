@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from time import time
 from uuid import UUID
 
@@ -34,6 +35,7 @@ from engine.ports import (
 from persistence.journal.batch import Writer
 from persistence.journal.line import Line
 from persistence.journal.rows import Pending, Poison, prepare
+from persistence.outage import concerns_all, is_locked, is_passing
 from persistence.pool import Pool
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ FLUSH_TIMEOUT = 20.0
 """Seconds after which a write that gets no answer is given up, its connection dropped, and tried again."""
 PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds between attempts while the database is there but takes no writes; the last one stays."""
+TRIES_WHOLE = 3
+"""After so many failures of a batch it is tried in parts."""
 RECENT_KEYS = 20_000
 RESERVE = 4
 """Entries of tasks that are already under way are taken up to this many times the bound: what runs may end."""
@@ -197,6 +201,7 @@ class PostgresJournal:
         """The body of the journal's process: writes until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_patience)
+            nursery.start_soon(self._lane_aside)
             for number in range(self.lanes):
                 nursery.start_soon(self._lane, number)
 
@@ -212,26 +217,69 @@ class PostgresJournal:
         while True:
             batch = await self._line.take(number)
             try:
-                await self._persist(Writer(batch, self._written, self.door), batch)
+                await self._persist(Writer(batch, self._written, self.door))
             finally:
                 self._line.put_back(number)
             self.batches += 1
 
-    async def _persist(self, writer: Writer, batch: list[Pending]) -> None:
+    async def _persist(self, writer: Writer) -> None:
         """Writes a batch, however long the database is away."""
-        attempt = 0
+        others = self.committed
         while True:
             try:
                 if await self._once(writer):
                     return
             except StorageDown as problem:
-                self._outage(str(problem), batch)
+                await self._failed(writer, problem, alone=self.committed == others)
             if self.pool.up:
-                await trio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
-                attempt += 1
+                await trio.sleep(PAUSES[min(writer.failures, len(PAUSES) - 1)])
             else:
-                attempt = 0
                 await self.pool.wait_up()
+
+    async def _failed(self, writer: Writer, problem: StorageDown, alone: bool) -> None:
+        """A connection may break, or a transaction clash with another, while the database is well: the first failure is
+        told to nobody, a clash only to those whose patience ends. `alone`: nothing else was written meanwhile."""
+        cause, failures = problem.__cause__, writer.count_failure()
+        if is_locked(cause):
+            await self._set_locked_aside(writer)
+        elif not is_passing(cause) and (failures > 1 or not self.pool.up):
+            self._outage(str(problem), writer.left())
+        if failures > TRIES_WHOLE and not concerns_all(cause) and not writer.narrow() and not alone:
+            self._set_aside(writer, writer.left()[-1:])
+
+    async def _set_locked_aside(self, writer: Writer) -> None:
+        """Somebody holds rows: the entries that need them wait for that alone, and the others do not."""
+        try:
+            with trio.move_on_after(FLUSH_TIMEOUT):
+                async with self.pool.connection() as connection:
+                    self._set_aside(writer, await writer.locked(connection))
+        except StorageDown as problem:
+            log.warning("the journal waits for a lock: %s", problem)
+
+    def _set_aside(self, writer: Writer, some: Sequence[Pending]) -> None:
+        for pending in some:
+            log.warning("an entry of task %s is set aside", pending.task_id)
+            self._line.set_aside(pending)
+        writer.leave_out(some)
+
+    async def _lane_aside(self) -> None:
+        """Tries, one after the other, what something of its own keeps from being written."""
+        while True:
+            pending = await self._line.next_aside()
+            writer = Writer([pending], self._written, self.door)
+            while not pending.settled:
+                try:
+                    await self._once(writer)
+                except StorageDown as problem:
+                    log.warning("an entry of task %s waits: %s", pending.task_id, problem)
+                    self._keep_waiting(pending)
+                    await self.pool.wait_up()
+                    await trio.sleep(PAUSES[-1])
+                    if not pending.unsure:
+                        self._line.turn_aside()
+                        break
+                else:
+                    await trio.sleep(PAUSES[0])
 
     async def _once(self, writer: Writer) -> bool:
         """One attempt. Raises StorageDown, also for a server that does not answer in time."""
@@ -253,20 +301,29 @@ class PostgresJournal:
         self._settle(pending, receipt)
         self._line.done(pending)
 
-    def _outage(self, problem: str, batch: list[Pending]) -> None:
-        """What waits is in memory only now, and everybody concerned is told; the queue also that it still is."""
-        if self._up:
+    def _outage(self, problem: str, batch: Sequence[Pending]) -> None:
+        """What waits is in memory only now, and everybody concerned is told, once; the queue each time."""
+        first = self._up
+        if first:
             self._up, self._since = False, time()
             log.error("the journal keeps entries in memory: %s", problem)
         self._error = problem
         for pending in batch:
-            if pending.told and not pending.settled:
-                self._tell_door(pending, Buffered())
-        for pending in self._line.waiting():
-            if not (self.strict and pending.creates):
-                self._tell_buffered(pending)
-            elif not pending.unsure:
-                self._leave(pending, UNAVAILABLE)
+            self._keep_waiting(pending)
+        for pending in self._line.waiting() if first else ():
+            if not pending.told and not pending.settled:
+                self._keep_waiting(pending)
+
+    def _keep_waiting(self, pending: Pending) -> None:
+        """An entry could not be written now."""
+        if pending.settled:
+            return
+        if pending.told:
+            self._tell_door(pending, Buffered())
+        elif not (self.strict and pending.creates):
+            self._tell_buffered(pending)
+        elif not pending.unsure:
+            self._leave(pending, UNAVAILABLE)
 
     async def _watch_patience(self) -> None:
         """A database that takes its time is as good as away for those who wait: they hear so after `PATIENCE`."""

@@ -1,7 +1,8 @@
 """The line of entries that wait to be written: in order for each task, independent between tasks. No I/O.
 
 A task has at most one entry in front (ready, or in a lane's hands); the others of that task wait behind it. So a
-batch never holds two entries of one task, and taking one costs the same however long the line is.
+batch never holds two entries of one task, and taking one costs the same however long the line is. One that something of
+its own keeps from being written is set aside, so that it keeps no other from it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Line:
     _ready: deque[Pending] = field(init=False, factory=deque)
     _behind: dict[UUID, deque[Pending]] = field(init=False, factory=dict)
     _taken: dict[int, list[Pending]] = field(init=False, factory=dict)
+    _aside: deque[Pending] = field(init=False, factory=deque)
     _work: trio.Event = field(init=False, factory=trio.Event)
+    _aside_work: trio.Event = field(init=False, factory=trio.Event)
     _empty: trio.Event = field(init=False, factory=trio.Event)
 
     def enter(self, pending: Pending) -> None:
@@ -90,6 +93,32 @@ class Line:
             pending.unsure = False  # the next one who writes it looks whether it is there
         self._ready.extendleft(reversed(left))
 
+    def set_aside(self, pending: Pending) -> None:
+        """Out of its lane's hands; it is still in front of its task's others."""
+        for batch in self._taken.values():
+            if pending in batch:
+                batch.remove(pending)
+        pending.aside = True
+        self._aside.append(pending)
+        self._aside_work.set()
+
+    async def next_aside(self) -> Pending:
+        """The one that has been aside for longest, once there is one; it stays there until it is settled."""
+        while True:
+            while self._aside:
+                if not self._aside[0].settled:
+                    return self._aside[0]
+                self._aside.popleft()
+            self._aside_work = trio.Event()
+            await self._aside_work.wait()
+
+    def turn_aside(self) -> None:
+        """The one in front could not be written yet: the others that are aside come first."""
+        self._aside.rotate(-1)
+
+    def aside(self) -> list[Pending]:
+        return [pending for pending in self._aside if not pending.settled]
+
     def taken(self) -> Iterator[Pending]:
         """What is in the lanes' hands."""
         return (pending for batch in self._taken.values() for pending in batch if not pending.settled)
@@ -97,7 +126,7 @@ class Line:
     def waiting(self) -> list[Pending]:
         """All that is not settled, those in front first."""
         behind = (pending for waiting in self._behind.values() for pending in waiting)
-        return [pending for pending in (*self.taken(), *self._ready, *behind) if not pending.settled]
+        return [pending for pending in (*self.taken(), *self._aside, *self._ready, *behind) if not pending.settled]
 
     async def emptied(self) -> None:
         """Returns when nothing is counted any more. The caller sets the deadline."""

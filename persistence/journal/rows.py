@@ -29,8 +29,8 @@ class Pending:
     """An entry on its way, with its rows.
 
     `told`: its submitter has heard that it is in memory only. `settled`: it has had its last receipt.
-    `unsure`: it is being written, or COMMIT was sent for it and has not been answered. `since`: when it
-    was submitted, on trio's clock.
+    `unsure`: it is being written, or COMMIT was sent for it and has not been answered. `aside`: something of its own
+    keeps it from being written. `since`: when it was submitted, on trio's clock.
     """
 
     entry: Entry
@@ -43,6 +43,7 @@ class Pending:
     told: bool = False
     settled: bool = False
     unsure: bool = False
+    aside: bool = False
     since: float = 0.0
     followers: list[Pending] = field(factory=list)
     """Other new tasks of the same user with the same idempotency key: they are duplicates of this one, if it lives."""

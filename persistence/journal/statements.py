@@ -1,7 +1,11 @@
 """The SQL of the journal. Each statement takes the rows of a whole batch as one jsonb parameter.
 
-Rows are taken in the order of their ids, here as in the queue's statements, so that two writers cannot block each
-other in a circle. Who counts the affected rows knows whether all was written; `EXAMINE` tells why one was not.
+Rows are taken in one order (of what must be unique, else of their ids), here as in the queue's statements, so that two
+writers cannot block each other in a circle. Who counts the affected rows knows whether all was written; `EXAMINE` tells
+why one was not.
+
+Every row is looked up by its key, whatever the tables' statistics say: the plans are kept, and may have been made when
+the tables were empty. So what is given is said to be few (FEW), and no lookup can be turned into a join.
 """
 
 from __future__ import annotations
@@ -14,6 +18,20 @@ _TASK: LiteralString = """
     eta_seconds float8, text text, usage jsonb, error jsonb, started_at float8, completed_at float8,
     idempotency_key text, trace_parent text, expected bigint, reopens boolean
 """
+
+FEW: LiteralString = "BETWEEN 0 AND 9000000000000000000"
+"""Always true of a number of ours. PostgreSQL reckons that one row in two hundred is so."""
+
+MARK: LiteralString = "SELECT pg_current_xact_id()::text, set_config('lock_timeout', %s, true)"
+
+# Which of these rows can be had, or are not there at all.
+FREE_TASKS: LiteralString = """
+    WITH free AS (SELECT id FROM tasks WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
+    SELECT id FROM free
+    UNION ALL
+    SELECT wanted.id FROM unnest(%s::uuid[]) AS wanted(id) WHERE NOT EXISTS (SELECT FROM tasks WHERE id = wanted.id)
+"""
+FREE_JOBS: LiteralString = FREE_TASKS.replace("tasks", "jobs")
 
 ADD_USERS: LiteralString = """
     INSERT INTO users (external_id)
@@ -35,20 +53,22 @@ ADD_TASKS: LiteralString = f"""
         b.idempotency_key, b.trace_parent, to_timestamp(b.created_at), to_timestamp(b.started_at),
         to_timestamp(b.completed_at)
     FROM jsonb_to_recordset(%s) AS b({_TASK}) JOIN users u ON u.external_id = b."user"
-    ORDER BY b.id
+    WHERE b.seq {FEW}
+    ORDER BY b."user", b.idempotency_key, b.id
     ON CONFLICT DO NOTHING
 """
 
 # Passed over: a row that is not there, that is finished, or whose log does not end where these events begin.
 # A row that somebody else has changed is kept in task_conflicts, and then overwritten: memory wins.
 CHANGE_TASKS: LiteralString = f"""
-    WITH b AS MATERIALIZED (SELECT * FROM jsonb_to_recordset(%s) AS b({_TASK})),
+    WITH b AS MATERIALIZED (SELECT * FROM jsonb_to_recordset(%s) AS b({_TASK}) WHERE seq {FEW}),
     held AS MATERIALIZED (
-        SELECT t.id, t.version, t.status FROM tasks t WHERE t.id IN (SELECT id FROM b) ORDER BY t.id FOR UPDATE
+        SELECT t.id, t.version, t.status, b.expected, b.reopens FROM tasks t JOIN b ON b.id = t.id
+        ORDER BY t.id FOR NO KEY UPDATE OF t
     ), allowed AS MATERIALIZED (
-        SELECT held.id, held.version, b.expected FROM held JOIN b USING (id)
-        WHERE (held.status IN ('queued', 'processing') OR b.reopens)
-          AND EXISTS (SELECT FROM task_events e WHERE e.task_id = b.id AND e.seq = b.expected)
+        SELECT id, version, expected FROM held
+        WHERE (status IN ('queued', 'processing') OR reopens)
+          AND (SELECT true FROM task_events e WHERE e.task_id = held.id AND e.seq = held.expected LIMIT 1)
     ), surprises AS (
         INSERT INTO task_conflicts (task_id, expected_version, found_version, found)
         SELECT t.id, a.expected, a.version, to_jsonb(t) FROM allowed a JOIN tasks t USING (id)
@@ -71,6 +91,7 @@ ADD_EVENTS: LiteralString = """
     SELECT task_id, seq, type, attempt, actor, payload, to_timestamp(at)
     FROM jsonb_to_recordset(%s)
         AS b(task_id uuid, seq bigint, type text, attempt int, actor text, payload jsonb, at float8)
+    ORDER BY task_id, seq
     ON CONFLICT DO NOTHING
 """
 
@@ -115,8 +136,8 @@ PUT_OUTPUTS: LiteralString = """
         to_timestamp(expires_at)
     FROM ROWS FROM (jsonb_to_recordset(%s)
         AS (task_id uuid, attempt int, index int, type text, format text, content_url text, object_name text,
-            temporary_url text, content_type text, file_size_bytes bigint, sha256 text, duration_seconds float8, dimensions jsonb,
-            metadata jsonb, expires_at float8)) WITH ORDINALITY
+            temporary_url text, content_type text, file_size_bytes bigint, sha256 text, duration_seconds float8,
+            dimensions jsonb, metadata jsonb, expires_at float8)) WITH ORDINALITY
     ORDER BY task_id, index, ordinality DESC
     ON CONFLICT (task_id, index) DO UPDATE SET
         attempt = excluded.attempt, removed_at = NULL,
