@@ -58,13 +58,16 @@ from persistence.artifacts import FolderStore, LinkSigner
 from persistence.bills import Bills
 from persistence.database import DatabaseUnreachable, FolderError, Persistence, PersistenceSettings
 from persistence.jobs.store import PostgresJobStore
+from persistence.revocations import RevocationStore
 from web.auth import AuthSettings, Guard, OriginPolicy
 from web.auth.refresh import KeyRefresher
+from web.auth.revocations import Revocations
 from web.auth.settings import parse_tokens
 from web.backends import LOCAL_SLOTS, Backends, artifacts, backends
 from web.channels.house import ChannelHouse
 from web.channels.routes import application_router
 from web.endpoint import Endpoint, EndpointSettings
+from web.endpoint.forwarded import Proxies
 from web.housekeeping import HOUSEKEEPING, Sweeper, crons, retention_handler
 from web.http import cog_webhooks
 from web.http import webhooks as replicate_webhooks
@@ -108,6 +111,7 @@ class Application:
     queues: Queues = field(init=False)
     pubsub: PubSub = field(init=False, factory=PubSub)
     guard: Guard = field(init=False)
+    revocations: Revocations = field(init=False)
     origins: OriginPolicy = field(init=False)
     operators: Operators = field(init=False)
     polls: LongPolls = field(init=False)
@@ -183,6 +187,7 @@ class Application:
     def _build_doors(self, store: ArtifactStore, signer: LinkSigner | None) -> None:
         settings = self.settings
         self.guard = Guard.open(_auth(settings))
+        self.revocations = Revocations(self.guard, RevocationStore(self.persistence.pool))
         self.origins = OriginPolicy.parse(settings.allowed_origins, loopback_only=not settings.guarded)
         house = House(
             runtime=self.runtime,
@@ -212,6 +217,8 @@ class Application:
             serve_folder(self.http, store, signer)
         self.endpoint = Endpoint(_endpoint(settings), self.http)
         self.operators.disconnect = self.endpoint.roster.disconnect
+        self.operators.revocations = self.revocations
+        self.revocations.disconnect = self.endpoint.roster.disconnect
         self.operators.routing = self.routing.state
         self.operators.doors = Doors(lambda: self.endpoint.connections, self.endpoint.faults.counts)
         self._build_sockets()
@@ -240,6 +247,7 @@ class Application:
             self.queues.spec(),
             recover,
             *([KeyRefresher(self.guard).spec()] if KeyRefresher.needed(self.guard) else []),
+            *([self.revocations.spec()] if self.settings.guarded else []),
             DynamicSupervisor.spec(id="sockets", name="sockets"),
             self.polls.spec(),
             self.endpoint.spec(),
@@ -305,6 +313,7 @@ def _endpoint(settings: Settings) -> EndpointSettings:
         },
         max_message=settings.max_frame_bytes,
         drain_timeout=settings.shutdown_timeout / 3,
+        proxies=Proxies.parse(settings.trusted_proxies, settings.proxy_header),
     )
 
 

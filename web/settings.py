@@ -72,6 +72,10 @@ class Settings:
     """When set, the claims `aud` and `iss` of a token must match."""
     tokens: SecretStr = NO_SECRET
     """Opaque tokens: `token=user` or `token=user:operator`, separated by commas."""
+    trusted_proxies: str = ""
+    """Networks, separated by commas, from which `proxy_header` is believed to name the client."""
+    proxy_header: str = "x-forwarded-for"
+    """`x-forwarded-for` (with X-Forwarded-Proto) or `forwarded` (RFC 7239): whichever the proxies write."""
 
     # how much it takes
     max_connections: int = 20_000

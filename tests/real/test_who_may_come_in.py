@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+import structlog
 
 from engine.errors import UserError
 from tests.web.endpoint.raw import connect, request, text, upgrade, websocket
@@ -94,11 +95,11 @@ async def test_a_live_socket_ends_with_its_token_and_with_a_revocation(data_dir:
         ):
             await held.say(text('[null,"1","phoenix","heartbeat",{}]'))
             await held.frame()
-            application.guard.revoke("ann")
+            await application.revocations.revoke("ann", "olga")
             assert application.endpoint.roster.disconnect("users:ann") == 2
             assert [await brief.close_code(), await held.close_code()] == [1001, 1001]
         assert await status_of_upgrade(port, f"{SOCKET}&token={token()}") == 403
-        application.guard.restore("ann")
+        await application.revocations.restore("ann")
         soon = token(exp=int(time.time()) + 2)
         async with websocket(port, f"{SOCKET}&token={soon}") as brief:
             assert await brief.close_code() == 1001
@@ -109,3 +110,29 @@ def test_without_tokens_the_server_listens_on_loopback_only(host: str) -> None:
     with pytest.raises(UserError, match="loopback"):
         check(Settings(host=host))
     assert check(Settings(host=host, tokens="a=b")).guarded
+
+
+async def test_a_user_who_was_shut_out_stays_out_after_a_restart_until_restored(data_dir: Path) -> None:
+    mine, olga = f"Authorization: Bearer {token()}", {"Authorization": f"Bearer {token(sub='olga', role='operator')}"}
+    async with guarded(data_dir) as application:
+        url, port = application.endpoint.urls[0], application.endpoint.port
+        async with httpx.AsyncClient(base_url=url, headers=olga, trust_env=False) as http, \
+                websocket(port, SOCKET, mine) as client:  # fmt: skip
+            answer = (await http.post("/api/users/ann/revoke")).json()
+            assert (answer["sockets_closed"], answer["stored"]) == (1, True)
+            assert await client.close_code() == 1001
+    async with guarded(data_dir) as application:
+        url, port = application.endpoint.urls[0], application.endpoint.port
+        assert await status_of_request(port, "/api/tasks", mine) == 401
+        assert await status_of_upgrade(port, SOCKET, mine) == 403
+        async with httpx.AsyncClient(base_url=url, headers=olga, trust_env=False) as http:
+            assert (await http.post("/api/users/ann/restore")).json()["stored"] is True
+        assert await status_of_request(port, "/api/tasks", mine) == 200
+
+
+async def test_behind_a_trusted_proxy_the_log_names_the_client(data_dir: Path) -> None:
+    lines = (f"Authorization: Bearer {token()}", "X-Forwarded-For: 6.6.6.6, 203.0.113.9")
+    async with guarded(data_dir, trusted_proxies="127.0.0.0/8") as application:
+        with structlog.testing.capture_logs() as told:
+            assert await status_of_request(application.endpoint.port, "/api/tasks", *lines) == 200
+        assert [line["client"] for line in told if line["event"] == "request"] == ["203.0.113.9"]

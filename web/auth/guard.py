@@ -25,7 +25,7 @@ def _nobody_listens() -> None:
 
 @define
 class Guard:
-    """Answers who somebody is. Revocations are kept in memory: after a restart they must be given again."""
+    """Answers who somebody is. Who is shut out it knows from memory; `revocations` keeps that for good."""
 
     settings: AuthSettings
     keys: tuple[Key, ...] = ()
@@ -53,3 +53,9 @@ class Guard:
 
     def restore(self, user: str) -> None:
         self._revoked.discard(user)
+
+    def shut_out(self, users: frozenset[str]) -> frozenset[str]:
+        """Refuses these users and no others from now on; those among them who are new."""
+        new = users - self._revoked
+        self._revoked = set(users)
+        return new

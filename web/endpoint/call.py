@@ -34,18 +34,19 @@ class Call:
         self._since = 0.0  # when it was first waited for, by trio's clock
         path, _, query = head.target.partition(b"?")
         text = path.decode("ascii")
+        client, secured = protocol.origin(head)
         self.scope: Message = {
             "type": "http",
             "asgi": ASGI,
             "http_version": head.version,
             "method": head.method,
-            "scheme": "https" if protocol.wire.secured else "http",
+            "scheme": "https" if secured else "http",
             "path": unquote(text) if "%" in text else text,
             "raw_path": path,
             "query_string": query,
             "root_path": "",
             "headers": head.headers,
-            "client": (protocol.wire.client, 0) if protocol.wire.client else None,
+            "client": client,
             "server": None,
             "state": {},
             "extensions": {WHOLE_BODY: self._whole_body},

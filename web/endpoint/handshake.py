@@ -40,18 +40,19 @@ class Handshake:
         self.taken: StreamTransport | None = None
         headers = head.headers
         path, _, query = head.target.partition(b"?")
+        client, secured = protocol.origin(head)
         offered = b",".join(value for name, value in headers if name == b"sec-websocket-protocol").decode("latin-1")
         self.scope: Message = {
             "type": "websocket",
             "asgi": {"spec_version": "2.3", "version": "3.0"},
-            "scheme": "wss" if protocol.wire.secured else "ws",
+            "scheme": "wss" if secured else "ws",
             "http_version": "1.1",
             "path": unquote(path.decode("ascii")),
             "raw_path": path,
             "query_string": query,
             "root_path": "",
             "headers": headers,
-            "client": (protocol.wire.client, 0) if protocol.wire.client else None,
+            "client": client,
             "server": None,
             "state": {},
             "subprotocols": [name.strip() for name in offered.split(",") if name.strip()],

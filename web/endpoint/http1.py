@@ -101,6 +101,14 @@ class Http1:
         """Whether a part of the next request has come."""
         return bool(self._rest)
 
+    def origin(self, head: Head) -> tuple[tuple[str, int] | None, bool]:
+        """Who asks, as ASGI has it, and whether over TLS; a proxy that is trusted speaks for others."""
+        client, secured, proxies = self.wire.client, self.wire.secured, self.settings.proxies
+        if proxies:
+            client, scheme = proxies.seen(client, "https" if secured else "http", head.headers)
+            secured = scheme == "https"
+        return (client, 0) if client else None, secured
+
     # --- in ------------------------------------------------------------------------------------------
 
     async def read(self) -> None:

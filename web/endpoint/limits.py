@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
+from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 
 from attrs import define, field
@@ -38,10 +39,11 @@ def allow_files(wanted: int) -> int:
 
 @define
 class Census:
-    """Who is connected now. 0 means: no limit."""
+    """Who is connected now. 0 means: no limit. `spared` are addresses that many come from, as a proxy's."""
 
     max_connections: int
     max_per_address: int = 0
+    spared: Callable[[str], bool] = lambda client: False
     total: int = field(default=0, init=False)
     _by_address: Counter[str] = field(factory=Counter, init=False)
 
@@ -49,7 +51,7 @@ class Census:
         """Counts a newcomer and answers 0; or counts nothing and answers the status to refuse it with."""
         if self.max_connections and self.total >= self.max_connections:
             return 503
-        if self.max_per_address:
+        if self.max_per_address and not self.spared(client):
             place = neighbourhood(client)
             if self._by_address[place] >= self.max_per_address:
                 return 429
@@ -60,7 +62,7 @@ class Census:
     def leave(self, client: str) -> None:
         """Undoes `enter`."""
         self.total -= 1
-        if self.max_per_address:
+        if self.max_per_address and not self.spared(client):
             place = neighbourhood(client)
             self._by_address[place] -= 1
             if not self._by_address[place]:

@@ -53,7 +53,7 @@ class Server:
         self.settings = settings = evolve(settings, max_connections=limit)
         self._config = hypercorn_config(settings)
         self.hub = Hub(settings, roster, faults)
-        self.census = Census(settings.max_connections, settings.max_per_address)
+        self.census = Census(settings.max_connections, settings.max_per_address, settings.proxies.trusts)
         self.service = Service(app, settings, self.hub, faults, adopt, self._config.create_ssl_context())
         self._accepting = trio.CancelScope()
         self._empty = trio.Event()

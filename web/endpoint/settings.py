@@ -1,10 +1,12 @@
-"""How the endpoint listens and what it lets a client do. Pure data; imports nothing of ours."""
+"""How the endpoint listens and what it lets a client do. Pure data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from attrs import field, frozen
+
+from web.endpoint.forwarded import Proxies
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -29,6 +31,9 @@ class EndpointSettings:
     max_connections: int = 20_000
     max_per_address: int = 0
     max_per_user: int = 0
+
+    proxies: Proxies = field(factory=Proxies)
+    """Who may say whom they speak for. Their own connections count towards no address."""
 
     max_buffered: int = 256 * MIB
     """Bodies and messages that are still on their way, of all clients together."""

@@ -21,6 +21,7 @@ from engine.jobs.queues import Queues
 from engine.otp import KILL, ChildSpec, Pid, exit, introspect
 from engine.otp.introspect import ProcessInfo
 from engine.runtime import Runtime
+from web.auth.revocations import Revocations
 from web.http.body import bounded_int, decode
 from web.http.exchange import Answer, Ask, Handler, json
 from web.http.house import House
@@ -62,6 +63,7 @@ class Operators:
     disconnect: Callable[[str], int] = field(default=nobody)
     """Closes the sockets of this name (`users:<id>`) and answers how many; the endpoint's roster does it."""
 
+    revocations: Revocations | None = None
     routing: Callable[[], list[dict[str, Any]]] = field(default=list)
     """What the routing knows of each route: provider, credential's name, model, running, rests_for_seconds, trips."""
     doors: Doors = field(factory=Doors)
@@ -148,21 +150,24 @@ class Operators:
         return json(queue_view(self.queues.stats_of(name)))
 
     async def revoke(self, house: House, ask: Ask) -> Answer:
-        """Shuts a user out until restored, or the next start: refuses their tokens and closes their sockets."""
+        """Shuts a user out until restored: refuses their tokens and closes their sockets, at once here and within
+        seconds on other servers. `stored` is false while the database is away: it is made up for."""
         user = ask.args["user"]
         if user == ask.identity.user:
             raise UserError("conflict", "You would shut yourself out. Ask another operator.")
         house.guard.revoke(user)
         closed = self.disconnect(f"users:{user}")
         self._record(ask, "revoke", user=user, sockets=closed)
-        return json({"user": user, "revoked": True, "sockets_closed": closed})
+        stored = self.revocations is not None and await self.revocations.revoke(user, ask.identity.user)
+        return json({"user": user, "revoked": True, "sockets_closed": closed, "stored": stored})
 
     async def restore(self, house: House, ask: Ask) -> Answer:
         """Lets a user in again who was shut out."""
         user = ask.args["user"]
         house.guard.restore(user)
         self._record(ask, "restore", user=user)
-        return json({"user": user, "revoked": False, "sockets_closed": 0})
+        stored = self.revocations is not None and await self.revocations.restore(user)
+        return json({"user": user, "revoked": False, "sockets_closed": 0, "stored": stored})
 
     def _record(self, ask: Ask, action: str, **about: object) -> None:
         audit.warning("operator", action=action, operator=ask.identity.user, request_id=ask.request_id, **about)
