@@ -110,6 +110,9 @@ class Settings:
     replicate_api_token: SecretStr = NO_SECRET
     replicate_base_url: str = ""
     replicate_webhook_secrets: SecretStr = NO_SECRET
+    replicate_output_hosts: str = ""
+    """Hosts beside Replicate's own (and that of `replicate_base_url`) from which its outputs may be fetched: names, or
+    `host:port` for one of ours that may have a private address; separated by commas."""
     cog_urls: str = ""
     """Cog model servers: `name=http://host:port`, with `;slots=4` when it takes four at once, separated by commas."""
     cog_folders: str = ""
