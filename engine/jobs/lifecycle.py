@@ -19,8 +19,13 @@ TERMINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED
 WAITING = frozenset({JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE})
 UNFINISHED = WAITING | {JobState.SUSPENDED, JobState.EXECUTING}
 
-MAX_RESCUES = 5
-"""How often a job may take its whole node down and still be run again without counting the attempt."""
+MAX_RESCUES = 20
+"""How often a job may lose its node and still be run again without counting the attempt."""
+CALM_RESCUES = 3
+"""How often it is run again at once. After that it waits first, ever longer: a job that takes its node down does so
+beside ever fewer others, and those that only happened to be there come to their end meanwhile."""
+LONGEST_CALM = 30.0
+"""Seconds that it waits at most."""
 
 NEXT: dict[JobState, frozenset[JobState]] = {
     JobState.SUSPENDED: frozenset({JobState.AVAILABLE, JobState.SCHEDULED, JobState.CANCELLED}),

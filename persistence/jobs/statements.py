@@ -152,11 +152,14 @@ SELECT count(*), (SELECT count(sent) FROM told) FROM released
 """
 
 # A lost node interrupted its jobs, they did not fail: the attempt does not count. But a job that was there each time a
-# node died may be the reason; beyond `most` such losses it is a dead letter, or its task's handler has to say no.
+# node died may be the reason: beyond `calm` losses it waits before it runs again, beyond `most` it is a dead letter, or
+# its task's handler has to say no.
 _TAKE_BACK: LiteralString = """
     UPDATE jobs j SET
         state = CASE WHEN j.rescues >= %(most)s AND j.task_id IS NULL THEN 'discarded'::job_state
-                     ELSE 'available' END,
+                     WHEN j.rescues >= %(calm)s THEN 'scheduled' ELSE 'available' END,
+        scheduled_at = CASE WHEN j.rescues >= %(calm)s THEN now() + interval '1 second' * (0.5 + random() / 2)
+                            * least(2 ^ least(j.rescues - %(calm)s, 30), %(longest)s) ELSE j.scheduled_at END,
         discarded_at = CASE WHEN j.rescues >= %(most)s AND j.task_id IS NULL THEN now() END,
         attempt = greatest(j.attempt - 1, 0), rescues = j.rescues + 1, updated_at = now(),
         errors = CASE WHEN jsonb_array_length(j.errors) >= 50 THEN j.errors - 0 ELSE j.errors END

@@ -16,7 +16,7 @@ import trio
 
 from engine.errors import UserError
 from engine.jobs.job import Fence, Job, JobChange, JobState, Lease, NewJob
-from engine.jobs.lifecycle import MAX_RESCUES
+from engine.jobs.lifecycle import CALM_RESCUES, LONGEST_CALM, MAX_RESCUES
 from engine.jobs.ports import (
     Claim,
     Claimed,
@@ -43,6 +43,7 @@ from persistence.pool import Pool
 RELAXED: LiteralString = "SET LOCAL synchronous_commit = off"
 """Nobody was promised that news between servers arrives: its commit does not wait for the disk."""
 
+PATIENCE = {"calm": CALM_RESCUES, "longest": LONGEST_CALM, "most": MAX_RESCUES}
 FULL_WAIT = 0.1
 """Seconds until a claim that met the global limit is tried again: another node may have finished a job."""
 
@@ -165,12 +166,10 @@ class PostgresJobStore:
 
     async def recover(self, node: str, boot: UUID) -> int:
         async with self._connection() as conn:
-            return (
-                await conn.execute(sql.RECOVER, {"node": node, "boot": boot, "most": MAX_RESCUES}, prepare=False)
-            ).rowcount
+            return (await conn.execute(sql.RECOVER, {"node": node, "boot": boot, **PATIENCE}, prepare=False)).rowcount
 
     async def rescue(self, held: Sequence[UUID], limit: int) -> tuple[Rescued, ...]:
-        args = {"held": list(held), "limit": limit, "most": MAX_RESCUES}
+        args = {"held": list(held), "limit": limit, **PATIENCE}
         async with self._connection() as conn:
             rows = await (await conn.execute(sql.RESCUE, args, prepare=False)).fetchall()
         return tuple(Rescued(row[0], row[1], JobState(row[2]), row[3]) for row in rows)

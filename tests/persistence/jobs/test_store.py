@@ -10,11 +10,11 @@ import trio
 
 from engine.jobs.fairness import FairQueue
 from engine.jobs.job import Cancel, Complete, Discard, Job, JobChange, JobState, Lease, NewJob, Retry
-from engine.jobs.lifecycle import MAX_RESCUES
+from engine.jobs.lifecycle import CALM_RESCUES, LONGEST_CALM, MAX_RESCUES
 from engine.jobs.ports import Claim, Claimed, Notice, NoticeKind, QueueSetting, Rate, Retention
 from engine.ports import StorageDown
 from persistence.jobs import statements
-from persistence.jobs.store import PostgresJobStore, parse_notice
+from persistence.jobs.store import PATIENCE, PostgresJobStore, parse_notice
 from persistence.pool import Pool
 
 BOOT = uuid4()
@@ -137,7 +137,7 @@ async def test_a_claim_is_a_scan_of_the_line_index_and_sorts_nothing(database: P
 
 @pytest.mark.parametrize("name", ["CLAIM", "STAGE", "NEXT_DUE", "RECOVER", "RESCUE", "PRUNE", "COUNTS", "WAITING"])
 async def test_no_statement_reads_the_whole_table_when_many_jobs_are_kept(database: Pool, name: str) -> None:
-    args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0, "limit": 5, "most": 5}
+    args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0, "limit": 5, **PATIENCE}
     args |= {"held": [], "completed": 3600.0, "cancelled": 3600.0, "discarded": 3600.0}
     async with database.connection() as conn:
         await conn.execute(
@@ -231,19 +231,45 @@ async def test_what_lives_here_is_not_rescued_whatever_its_lease(store: Postgres
     assert await state(store, job.id) is JobState.EXECUTING
 
 
+async def all_due(store: PostgresJobStore) -> None:
+    """Makes what waits for its time due now."""
+    async with store._pool.connection() as connection:
+        await connection.execute("UPDATE jobs SET scheduled_at = now() WHERE state = 'scheduled'")
+    await store.stage(10)
+
+
 async def test_a_job_that_is_lost_with_its_node_too_often_becomes_a_dead_letter(store: PostgresJobStore) -> None:
     await store.insert([a_job()])
     states = []
     for _ in range(MAX_RESCUES + 1):
+        await all_due(store)
         await claim_one(store, seconds=-1.0)
         states += [rescued.state for rescued in await store.rescue([], 10)]
-    assert states == [JobState.AVAILABLE] * MAX_RESCUES + [JobState.DISCARDED]
+    calm = MAX_RESCUES - CALM_RESCUES
+    assert states == [JobState.AVAILABLE] * CALM_RESCUES + [JobState.SCHEDULED] * calm + [JobState.DISCARDED]
+
+
+async def test_a_job_that_is_lost_with_its_node_again_and_again_waits_longer_each_time(store: PostgresJobStore) -> None:
+    new = a_job()
+    await store.insert([new])
+    waits = []
+    for _ in range(MAX_RESCUES):
+        await all_due(store)
+        await claim_one(store)
+        assert await store.recover("node", uuid4()) == 1
+        record = await store.get(new.id)
+        assert record is not None
+        waits.append(record.scheduled_at - time.time())
+    longest = [min(2.0**number, LONGEST_CALM) for number in range(MAX_RESCUES - CALM_RESCUES)]
+    assert all(wait <= 0.5 for wait in waits[:CALM_RESCUES])
+    assert all(most / 2 - 1 < wait < most + 1 for wait, most in zip(waits[CALM_RESCUES:], longest, strict=True))
 
 
 async def test_a_job_that_kills_its_own_node_again_and_again_becomes_a_dead_letter_too(store: PostgresJobStore) -> None:
     new = a_job()
     await store.insert([new])
     for _ in range(MAX_RESCUES + 1):
+        await all_due(store)
         await claim_one(store)
         assert await store.recover("node", uuid4()) == 1
     assert await state(store, new.id) is JobState.DISCARDED
@@ -252,9 +278,11 @@ async def test_a_job_that_kills_its_own_node_again_and_again_becomes_a_dead_lett
 async def test_a_job_of_a_task_is_never_discarded_by_a_rescue(store: PostgresJobStore) -> None:
     await store.insert([a_job(task_id=uuid4())])
     for _ in range(MAX_RESCUES + 1):
+        await all_due(store)
         await claim_one(store, seconds=-1.0)
         (rescued,) = await store.rescue([], 10)
-    assert rescued.state is JobState.AVAILABLE
+    assert rescued.state is JobState.SCHEDULED
+    await all_due(store)
     assert (await claim_one(store)).rescues == MAX_RESCUES + 1
 
 
