@@ -122,14 +122,14 @@ class Settings:
     cog_output_hosts: str = ""
     """Hosts (or `host:port` of one's own network) that Cog servers upload files to, from where they may be fetched."""
 
-    # how it lives and dies
-    shutdown_timeout: float = 15.0
-    preempt_budget: float = 1.0
     # who is told
     otlp_endpoint: str = ""
     """A collector of OpenTelemetry's, as `http://collector:4318`, to send spans to. Empty: OTEL_EXPORTER_OTLP_ENDPOINT
     counts; without that none are made."""
 
+    # how it lives and dies
+    shutdown_timeout: float = 15.0
+    preempt_budget: float = 1.0
     """A process that holds the loop longer than this is interrupted and dies alone; 0 turns it off."""
     wedged_deadline: float = 0.0
     """When the loop stands still for so long and nothing helps, all stacks are written and the OS process ends, for
