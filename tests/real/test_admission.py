@@ -134,7 +134,7 @@ async def test_who_comes_too_often_is_refused_with_a_time_and_others_are_let_in(
             async with httpx.AsyncClient(base_url=server.url) as http:
                 with trio.fail_after(10):
                     waiting = 'elwift_jobs_waiting{queue="default"} 12'
-                    while waiting not in (text := (await http.get("/metrics")).text):
+                    while waiting not in (text := (await http.get("/metrics")).text):  # noqa: ASYNC110 - over HTTP
                         await trio.sleep(0.1)
             for name in ("elwift_job_estimated_wait_seconds", "elwift_jobs_oldest_available_age_seconds"):
                 value = next(line for line in text.splitlines() if line.startswith(f'{name}{{queue="default"}}'))

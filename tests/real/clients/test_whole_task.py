@@ -136,6 +136,9 @@ async def cancel_another(client: Phoenix) -> None:
     wish = {"model": "simulate", "input": {"steps": 1000, "interval": 0.1}}
     await client.ask("push", topic=topic, event="llm_generate", payload=wish)
     await until(client, topic, "progress")
-    assert await client.ask("push", topic=topic, event="cancel", payload={}) == ("ok", {"status": "cancelled", "durability": "durable"})
+    assert await client.ask("push", topic=topic, event="cancel", payload={}) == (
+        "ok",
+        {"status": "cancelled", "durability": "durable"},
+    )
     await until(client, topic, "task_cancelled")
     await client.wait_for("channel_close", topic=topic)
