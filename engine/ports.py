@@ -269,11 +269,21 @@ class StoredObject:
     content_type: str
 
 
+@frozen
+class Listed:
+    """An object of a store; `changed_at` in Unix time."""
+
+    name: str
+    size: int
+    changed_at: float
+
+
 class ArtifactStore(Protocol):
     """Where outputs are kept: a bucket or a folder. A name is written once; its content never changes."""
 
     async def put(self, name: str, source: Path, content_type: str) -> StoredObject:
-        """Stores a local file. Where the name is taken, what is there stays and is answered. Raises StoreFailed."""
+        """Stores a local file, which must not change any more. Where the name is taken, what is there stays, and must
+        be the same. Raises StoreFailed."""
         ...
 
     async def url(self, name: str, expires_in: float) -> str:
@@ -281,7 +291,12 @@ class ArtifactStore(Protocol):
         ...
 
     async def delete(self, name: str) -> None:
-        """Removes an object; a missing one is fine. Raises StoreFailed."""
+        """Removes an object; a missing one is fine. A name that ends with a slash means all below it. Raises
+        StoreFailed."""
+        ...
+
+    async def list(self, after: str, limit: int) -> tuple[Listed, ...]:
+        """At most `limit` objects with names after `after`, in the order of their names. Raises StoreFailed."""
         ...
 
 

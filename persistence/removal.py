@@ -1,13 +1,13 @@
-"""Deleting tasks with all that is theirs, and outputs that have expired: rows at once, files soon after.
+"""Deleting tasks with all that is theirs, outputs that have expired, and files that nobody recorded.
 
 One statement deletes the rows and notes the files that they named in `objects_to_delete`; whoever deletes a file then
-crosses it off. A crash in between leaves a note, never a file that nobody knows of. What the attempts used is kept as
-bare figures, so that deleting a task lowers no bill.
+crosses it off. A crash in between leaves a note, never a file that nobody knows of. A name that ends with a slash means
+everything below it. What the attempts used is kept as bare figures, so that deleting a task lowers no bill.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -16,6 +16,9 @@ from attrs import define
 from persistence.pool import Pool
 
 BATCH = 1000
+LATE = 600.0
+"""Seconds after which a deleted task's folder is looked through once more: an upload that was under way when its task
+was deleted has ended by then."""
 
 ONE: LiteralString = """
     SELECT id, user_id, model, job_id FROM tasks
@@ -72,16 +75,41 @@ REMOVE: LiteralString = """
     )
     SELECT (SELECT count(*) FROM gone), (SELECT coalesce(array_agg(name), '{}') FROM noted)
 """
+# The row stays, and says that there was an output.
 EXPIRE: LiteralString = """
     WITH expired AS (
-        DELETE FROM outputs WHERE id IN (
-            SELECT id FROM outputs WHERE expires_at < now() ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED)
+        UPDATE outputs SET removed_at = now(), updated_at = now() WHERE id IN (
+            SELECT id FROM outputs WHERE expires_at < now() AND removed_at IS NULL
+            ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED)
         RETURNING object_name
     ), noted AS (
         INSERT INTO objects_to_delete (name)
         SELECT DISTINCT object_name FROM expired WHERE object_name <> '' ORDER BY 1 ON CONFLICT DO NOTHING
     )
     SELECT count(*) FROM expired
+"""
+NOTE: LiteralString = """
+    INSERT INTO objects_to_delete (name, due_at)
+    SELECT name, now() + %s * interval '1 second' FROM unnest(%s::text[]) AS name ORDER BY name ON CONFLICT DO NOTHING
+"""
+# Recorded is what the task's last attempt has stored; what earlier ones did is void once the task is over. As long as
+# it is not over, or an attempt of its may be taken up again, all is left alone.
+UNRECORDED: LiteralString = """
+    SELECT wanted.name FROM unnest(%s::text[], %s::uuid[]) AS wanted(name, task_id)
+    WHERE NOT EXISTS (
+        SELECT FROM tasks t WHERE t.id = wanted.task_id AND (
+            t.status IN ('queued', 'processing')
+            OR EXISTS (SELECT FROM predictions p WHERE p.task_id = t.id AND p.provider_completed_at IS NULL)
+            OR EXISTS (SELECT FROM outputs o WHERE o.task_id = t.id AND o.attempt = t.attempt
+                AND o.object_name = wanted.name)))
+"""
+REACHED: LiteralString = "SELECT reached FROM artifact_sweeps WHERE store = %s"
+REACH: LiteralString = """
+    INSERT INTO artifact_sweeps (store, reached) VALUES (%s, %s)
+    ON CONFLICT (store) DO UPDATE SET reached = excluded.reached, updated_at = now()
+"""
+OWNER: LiteralString = """
+    INSERT INTO artifact_sweeps (store, reached) VALUES ('owner', gen_random_uuid()::text) ON CONFLICT DO NOTHING
 """
 DUE: LiteralString = "SELECT name FROM objects_to_delete WHERE due_at <= now() ORDER BY due_at LIMIT %s"
 CROSS_OFF: LiteralString = "DELETE FROM objects_to_delete WHERE name = ANY(%s)"
@@ -109,8 +137,39 @@ class Removal:
         count, _ = await self._remove(ARCHIVED, {"seconds": archived_for, "limit": limit})
         return count
 
+    async def note(self, names: Sequence[str], after: float = 0.0) -> None:
+        """These files are to be deleted, `after` so many seconds."""
+        async with self.pool.connection() as connection:
+            await connection.execute(NOTE, (after, list(names)))
+
+    async def unrecorded(self, names: Mapping[str, UUID]) -> tuple[str, ...]:
+        """Those of these files, each with its task, that no task has on record or may still come to have."""
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(UNRECORDED, (list(names), list(names.values())))
+            return tuple([row[0] for row in await cursor.fetchall()])
+
+    async def owner(self) -> str:
+        """Who this database is among those that may share a bucket."""
+        async with self.pool.connection() as connection:
+            await connection.execute(OWNER)
+            cursor = await connection.execute(REACHED, ("owner",))
+            ((owner,),) = await cursor.fetchall()
+        return str(owner)
+
+    async def reached(self) -> str:
+        """How far the search for files that nobody recorded has come: a name, or nothing at its beginning."""
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(REACHED, ("artifacts",))
+            row = await cursor.fetchone()
+        return row[0] if row else ""
+
+    async def reach(self, name: str) -> None:
+        """The search goes on from there."""
+        async with self.pool.connection() as connection:
+            await connection.execute(REACH, ("artifacts", name))
+
     async def expire(self, limit: int = BATCH) -> int:
-        """Deletes the rows of outputs whose time is over; how many. Their files are noted."""
+        """Marks outputs whose time is over; how many. Their files are noted."""
         async with self.pool.connection() as connection:
             cursor = await connection.execute(EXPIRE, (limit,))
             ((count,),) = await cursor.fetchall()

@@ -49,7 +49,7 @@ from engine.outputs import Outputs
 from engine.ports import ArtifactStore, StorageDown
 from engine.providers.settlement import Settlement
 from engine.routing import Routing
-from engine.runtime import Runtime
+from engine.runtime import Runtime, unix_time
 from engine.tasks import follow, recovery, runner
 from engine.tasks.budget import Budgets
 from engine.tasks.decide import JOB_WORKER
@@ -68,7 +68,16 @@ from web.channels.house import ChannelHouse
 from web.channels.routes import application_router
 from web.endpoint import Endpoint, EndpointSettings
 from web.endpoint.forwarded import Proxies
-from web.housekeeping import HOUSEKEEPING, Sweeper, crons, retention_handler
+from web.housekeeping import (
+    FILES,
+    HOUSEKEEPING,
+    ORPHANS,
+    Sweeper,
+    crons,
+    files_handler,
+    orphans_handler,
+    retention_handler,
+)
 from web.http import cog_webhooks
 from web.http import webhooks as replicate_webhooks
 from web.http.app import Application as HttpApplication
@@ -142,7 +151,9 @@ class Application:
         store, signer = artifacts(settings, self.secret)
         self.sweeper = Sweeper(persistence.removal, store)
         handlers: dict[str, JobHandler] = {
-            HOUSEKEEPING: retention_handler(persistence.retention, self.sweeper, settings)
+            HOUSEKEEPING: retention_handler(persistence.retention, self.sweeper, settings),
+            FILES: files_handler(self.sweeper),
+            ORPHANS: orphans_handler(self.sweeper, unix_time),
         }
         self.queues = Queues(
             PostgresJobStore(persistence.pool),

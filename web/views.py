@@ -46,12 +46,17 @@ def task_view(task: TaskState) -> dict[str, Any]:
 
 
 def output_view(output: Output) -> dict[str, Any]:
-    """A stored result; what is only for the house (object name, the provider's own URL) is left out."""
-    return {
+    """A stored result; what is only for the house (object name, the provider's own URL) is left out. One whose file is
+    gone has no `content_url`, and says that it is `expired`."""
+    view = {
         name: value
         for name, value in attrs.asdict(output, recurse=False).items()
         if value is not None and name not in _PRIVATE_OUTPUT
     }
+    if not output.content_url:
+        del view["content_url"]
+        view["expired"] = True
+    return view
 
 
 def usage_view(usage: Usage | None) -> dict[str, Any] | None:

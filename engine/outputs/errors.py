@@ -47,4 +47,4 @@ def not_stored(why: str) -> OutputRefused:
 
 def bad(words: str) -> OutputRefused:
     """What the provider made cannot be used."""
-    return OutputRefused("bad_output", words, "It is tried again by itself.", Cure.ANEW)
+    return OutputRefused("bad_output", words, "Try again: it is made, and paid for, once more.", Cure.ANEW)

@@ -17,6 +17,7 @@ from attrs import frozen
 
 from engine.outputs.errors import OutputRefused, not_stored, unavailable
 from engine.outputs.fetch import Fetcher, Policy
+from engine.outputs.links import Links
 from engine.outputs.spool import Spool, Spooled
 from engine.ports import ArtifactStore, StoreFailed
 from engine.providers.protocol import OutputReady
@@ -51,6 +52,7 @@ class Outputs:
         self.store = store
         self.spool = Spool(spool)
         self.limits = limits or Limits()
+        self.links = Links(store, self._link_seconds)
         self._fetchers = dict(fetchers)
         self._bytes_only = Fetcher(Policy())
         self.spent: dict[UUID, UUID] = {}

@@ -93,6 +93,8 @@ class Spool:
         address = _clean(event.url)
         if event.data is not None or (event.url is not None and address is None):
             return None
+        if not self.knows(attempt_id):
+            return None
         spooled = await _thread(lambda: _found(self.path(attempt_id, event.index)))
         return spooled if spooled is not None and spooled.url == address else None
 
@@ -106,7 +108,13 @@ class Spool:
 
     async def ending(self, attempt_id: UUID) -> Ending | None:
         """How the attempt ended, if all that belongs to it is here (or can still be fetched)."""
+        if not self.knows(attempt_id):
+            return None
         return await _thread(lambda: self._ending(attempt_id))
+
+    def knows(self, attempt_id: UUID) -> bool:
+        """Whether anything of the attempt is here: one look, not worth a thread."""
+        return os.path.isdir(self.root / str(attempt_id))
 
     def _ending(self, attempt_id: UUID) -> Ending | None:
         folder = self.root / str(attempt_id)
@@ -163,7 +171,8 @@ async def _pour(source: Source, path: Path, limit: int) -> tuple[int, str]:
             if sink.waiting >= WRITE:
                 await _thread(sink.write)
         if sink.size == 0:
-            raise OutputRefused("empty_output", "The provider's output is empty.", "It is tried again.", Cure.ANEW)
+            action = "Try again: it is made, and paid for, once more."
+            raise OutputRefused("empty_output", "The provider's output is empty.", action, Cure.ANEW)
         await _thread(sink.finish)
     finally:
         sink.file.close()

@@ -14,7 +14,6 @@ import trio
 from attrs import define, evolve, field
 
 from engine.outputs import Cure, OutputRefused, Outputs
-from engine.outputs.errors import unavailable
 from engine.outputs.spool import Ending, Spooled
 from engine.providers.protocol import (
     Accepted,
@@ -137,19 +136,20 @@ class Harvest:
         lasting = event.url is not None and not _is_data(event)
         if lasting and self.unfetched is not None:
             return None
-        last = unavailable("it took too long")
-        with trio.move_on_after(self.patience.in_place if lasting else self.patience.at_most):
-            for pause in self.patience.pauses():
-                try:
-                    return await self.outputs.fetch(self.provider.name, self.request.attempt_id, event)
-                except OutputRefused as refused:
-                    if refused.cure is Cure.FRESH and self.adoptable and self._tellings <= FRESH_LINKS:
-                        raise _Stale from refused
-                    if refused.cure is not Cure.WAIT:
-                        raise
-                    last = refused
-                log.warning("output not fetched", code=last.code, why=last.message)
-                await trio.sleep(pause)
+        limit = trio.current_time() + (self.patience.in_place if lasting else self.patience.at_most)
+        for pause in self.patience.pauses():
+            try:
+                return await self.outputs.fetch(self.provider.name, self.request.attempt_id, event)
+            except OutputRefused as refused:
+                if refused.cure is Cure.FRESH and self.adoptable and self._tellings <= FRESH_LINKS:
+                    raise _Stale from refused
+                if refused.cure is not Cure.WAIT:
+                    raise
+                last = refused
+            log.warning("output not fetched", code=last.code, why=last.message)
+            if trio.current_time() >= limit:
+                break
+            await trio.sleep(pause)
         if not lasting:
             raise evolve(last, cure=Cure.FRESH)
         self.unfetched = last
@@ -176,10 +176,10 @@ async def told(ending: Ending) -> AsyncGenerator[ProviderEvent, None]:
 
 
 def failure_of(refused: OutputRefused) -> Failed:
-    """What an output that cannot be kept means for the attempt. Only where the prediction itself is no good does
-    another one follow by itself; where the result is merely gone, that is for who pays to decide."""
-    kinds = {Cure.NONE: FailureKind.PERMANENT, Cure.ANEW: FailureKind.RETRYABLE}
-    return Failed(kinds.get(refused.cure, FailureKind.LOST), refused.code, refused.message, refused.action)
+    """What an output that cannot be kept means for the attempt: its prediction is paid, and no other one follows by
+    itself. Where one might help, that is for who pays to decide."""
+    kind = FailureKind.PERMANENT if refused.cure is Cure.NONE else FailureKind.LOST
+    return Failed(kind, refused.code, refused.message, refused.action)
 
 
 def _is_data(event: OutputReady) -> bool:

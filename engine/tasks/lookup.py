@@ -149,6 +149,14 @@ async def view(runtime: Runtime, task_id: UUID, last_seq: int | None) -> View | 
 
 
 async def _completed(runtime: Runtime, seen: View, last_seq: int | None) -> View:
+    """The view with all that was missed, and with links that work now."""
+    seen = await _with_missed(runtime, seen, last_seq)
+    links, now = runtime.outputs.links, runtime.clock()
+    events = await links.events(seen.task, seen.events, now)
+    return evolve(seen, task=await links.task(seen.task, now), events=events)
+
+
+async def _with_missed(runtime: Runtime, seen: View, last_seq: int | None) -> View:
     """Adds, from the store, the events that are not in memory any more."""
     if not seen.reset or last_seq is None or not 0 <= last_seq <= seen.task.seq:
         return seen

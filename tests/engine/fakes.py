@@ -49,6 +49,7 @@ from engine.runtime import Runtime
 from engine.tasks import recovery, runner
 from engine.tasks.events import TaskEvent
 from engine.tasks.homes import Alone, Homes
+from engine.tasks.patience import Patience
 from engine.tasks.state import TaskState, fold
 
 
@@ -144,7 +145,9 @@ class MemoryStorage:
             self.keys[task.user, task.idempotency_key] = task.id
         for prediction in entry.predictions:
             before = self.predictions.get(prediction.id)
-            changed = {k: v for k, v in _fields(prediction).items() if v is not None}
+            first = ("attempt", "started_at", "held_since") if before else ()
+            kept = {name: getattr(before, name) for name in first if getattr(before, name) is not None}
+            changed = {k: v for k, v in _fields(prediction).items() if v is not None} | kept
             self.predictions[prediction.id] = evolve(before, **changed) if before else prediction
         if entry.new_job:
             self.jobs[entry.new_job.id] = entry.new_job
@@ -382,6 +385,8 @@ async def house(
     models: tuple[Model, ...] = (),
     recover: bool = False,
     homes: Homes | None = None,
+    outputs: Outputs | None = None,
+    patience: Patience | None = None,
 ) -> AsyncIterator[House]:
     """Opens a node with the tree of the task room and a queue that feeds it; closes it as a server's end would."""
     storage = storage or MemoryStorage()
@@ -400,13 +405,13 @@ async def house(
         users=NoUsers(),
         artifacts=NoArtifacts(),
         providers=providers or {"simulate": Simulate()},
-        outputs=Outputs(NoArtifacts(), {}, Path("/nonexistent")),
+        outputs=outputs or Outputs(NoArtifacts(), {}, Path("/nonexistent")),
         clock=clock,
         homes=homes or Alone(),
     )
     if isinstance(homes, Shared):
         homes.on_news.append(runtime.relay.heard)
-    queue.run = runner.handler(runtime)
+    queue.run = runner.handler(runtime, patience)
     tasks, recovery_spec = recovery.specs(runtime)
     children = [runtime.names.spec(), runtime.channels.spec(), tasks, *([recovery_spec] if recover else [])]
     made = House(runtime, storage, snapshots, queue, clock)

@@ -103,7 +103,7 @@ def _completed(body: ev.Completed, task: TaskState) -> Payload:
     outputs = [output_view(output) for output in task.outputs]
     return {
         "outputs": outputs,
-        "content_url": outputs[0]["content_url"] if outputs else None,
+        "content_url": outputs[0].get("content_url") if outputs else None,
         "usage": usage_view(body.usage),
         "duration_seconds": body.duration_seconds,
         "cached": body.cached or None,

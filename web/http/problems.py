@@ -34,6 +34,9 @@ KNOWN: dict[str, Kind] = {
     "range_not_satisfiable": Kind(416, "The file has no such range"),
     "unsupported_media_type": Kind(415, "The body must be JSON"),
     "not_found": Kind(404, "There is nothing here"),
+    "link_expired": Kind(410, "The link has expired"),
+    "output_gone": Kind(410, "The file is not kept any more"),
+    "precondition_failed": Kind(412, "It is another version"),
     "method_not_allowed": Kind(405, "The method is not allowed here"),
     "request_timeout": Kind(408, "The body did not arrive in time"),
     # who asks

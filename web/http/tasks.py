@@ -105,12 +105,18 @@ def acknowledgement(accepted: Accepted) -> Answer:
 
 async def show(house: House, ask: Ask) -> Answer:
     """The task: from memory while it lives, from the database after."""
-    return shown(house, await own_task(house, ask))
+    return await shown(house, await own_task(house, ask))
 
 
-def shown(house: House, task: TaskState, status: int = 200) -> Answer:
+async def shown(house: House, task: TaskState, status: int = 200) -> Answer:
     """A task, and whether a crash could still undo what is said of it."""
-    return json(task_view(task) | {"durability": lookup.durability(house.runtime, task.id).value}, status)
+    return json(await seen(house, task) | {"durability": lookup.durability(house.runtime, task.id).value}, status)
+
+
+async def seen(house: House, task: TaskState) -> dict[str, Any]:
+    """The task's view, with links that work now."""
+    runtime = house.runtime
+    return task_view(await runtime.outputs.links.task(task, runtime.clock()))
 
 
 async def own_task(house: House, ask: Ask) -> TaskState:
@@ -154,9 +160,11 @@ async def index(house: House, ask: Ask) -> Answer:
     except StorageDown:
         if cursor is not None:
             raise
-        return json({"tasks": [task_view(task) for task in remembered(house, wanted)], "cursor": None, "partial": True})
+        return json(
+            {"tasks": [await seen(house, each) for each in remembered(house, wanted)], "cursor": None, "partial": True}
+        )
     tasks = [await as_now(house, task) for task in page.tasks]
-    return json({"tasks": [task_view(task) for task in tasks], "cursor": page.cursor, "partial": False})
+    return json({"tasks": [await seen(house, task) for task in tasks], "cursor": page.cursor, "partial": False})
 
 
 @frozen
@@ -186,13 +194,13 @@ async def as_now(house: House, row: TaskState) -> TaskState:
 async def cancel(house: House, ask: Ask) -> Answer:
     """Stops the task and the provider's work; asking twice, or after the end, changes nothing."""
     task = await own_task(house, ask)
-    return shown(house, await lookup.cancel(house.runtime, task.id, actor(ask, task)))
+    return await shown(house, await lookup.cancel(house.runtime, task.id, actor(ask, task)))
 
 
 async def retry(house: House, ask: Ask) -> Answer:
     """A new attempt for a failed task."""
     task = await own_task(house, ask)
-    return shown(house, await lookup.retry(house.runtime, task.id, actor(ask, task)), 202)
+    return await shown(house, await lookup.retry(house.runtime, task.id, actor(ask, task)), 202)
 
 
 def actor(ask: Ask, task: TaskState) -> Actor:

@@ -47,8 +47,9 @@ def configure(form: str = "auto", level: str = "info", stream: TextIO | None = N
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         redact,
     ]
+    # Tracebacks are plain: the pretty ones show local variables, prompts and keys among them, and take seconds.
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.StackInfoRenderer(), structlog.processors.format_exc_info, to_json]
     )

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import base64
+import errno
 import json
-import threading
+import os
+import sys
 import time
 from collections.abc import Iterator
-from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import google.auth.credentials
+import httpx
 import pytest
+import trio
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
+from google.cloud.storage.retry import DEFAULT_RETRY
+from google.oauth2.service_account import Credentials
 
 from engine.ports import StoreFailed
-from persistence.artifacts import FolderStore, LinkSigner
+from persistence.artifacts import FolderStore, LinkSigner, bucket
 from persistence.artifacts.bucket import BucketStore
 from persistence.artifacts.folder import BadName
+from tests.persistence.artifacts import fake_gcs
 
 NAME = "task/1/0/abc.png"
 
@@ -45,9 +53,57 @@ async def test_a_stored_file_is_there_whole_under_its_name(folder: FolderStore, 
 
 async def test_the_content_of_a_name_never_changes(folder: FolderStore, source: Path) -> None:
     await folder.put(NAME, source, "image/png")
-    source.write_bytes(b"other")
-    assert (await folder.put(NAME, source, "image/png")).size == 10
+    other = source.with_name("other")
+    other.write_bytes(b"other")
+    with pytest.raises(StoreFailed, match="taken"):
+        await folder.put(NAME, other, "image/png")
+    same = source.with_name("same")
+    same.write_bytes(b"some bytes")
+    assert (await folder.put(NAME, same, "image/png")).size == 10
     assert folder.path(NAME).read_bytes() == b"some bytes"
+
+
+async def test_on_another_disk_a_file_is_copied_and_a_copy_cut_short_is_no_object(
+    folder: FolderStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, refused = os.link, []
+
+    def other_disk(of: Path, place: Path) -> None:
+        if of == source:
+            refused.append(of)
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        link(of, place)
+
+    monkeypatch.setattr(os, "link", other_disk)
+    await folder.put(NAME, source, "image/png")
+    assert (folder.path(NAME).read_bytes(), len(refused)) == (b"some bytes", 1)
+    parts = tmp_path / "kept" / ".parts"
+    assert list(parts.iterdir()) == []
+    (parts / "half").write_bytes(b"so")
+    assert [each.name for each in await folder.list("", 10)] == [NAME]
+    await folder.forget_parts(older_than=60.0, now=time.time())
+    assert list(parts.iterdir())
+    await folder.forget_parts(older_than=60.0, now=time.time() + 120)
+    assert list(parts.iterdir()) == []
+
+
+async def test_objects_are_listed_by_name_page_by_page_and_deleted_by_the_folder(
+    folder: FolderStore, source: Path
+) -> None:
+    names = sorted(
+        f"{task}/{attempt}/0/{letter}.png" for task in ("t1", "t1x", "t2") for attempt in (1, 10, 2) for letter in "ab"
+    )
+    for name in names:
+        await folder.put(name, source, "image/png")
+    listed: list[str] = []
+    while page := await folder.list(listed[-1] if listed else "", 4):
+        assert len(page) <= 4
+        listed += [each.name for each in page]
+    assert listed == names
+    assert all(abs(each.changed_at - time.time()) < 60 and each.size == 10 for each in await folder.list("", 99))
+    await folder.delete("t1/")
+    await folder.delete("nobody/")
+    assert [each.name for each in await folder.list("", 99)] == [name for name in names if not name.startswith("t1/")]
 
 
 async def test_deleting_removes_the_file_and_its_empty_folders_and_may_be_repeated(
@@ -59,7 +115,9 @@ async def test_deleting_removes_the_file_and_its_empty_folders_and_may_be_repeat
     assert list((tmp_path / "kept").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/../../x", "/etc/passwd", "a//b", "a/\x00", ".part-x", "a/."])
+@pytest.mark.parametrize(
+    "name", ["", "../x", "a/../../x", "/etc/passwd", "a//b", "a/\x00", ".parts/x", "a/.", "a\n", "a" * 5000, "/"]
+)
 def test_no_name_leads_out_of_the_folder(folder: FolderStore, name: str) -> None:
     with pytest.raises(BadName):
         folder.path(name)
@@ -76,105 +134,226 @@ async def test_a_link_is_valid_until_it_expires_and_for_its_name_alone(folder: F
     query = {key: values[0] for key, values in parse_qs(link.query).items()}
     signer = LinkSigner(b"k" * 32)
     assert unquote(link.path) == f"/artifacts/{NAME}"
-    assert signer.valid(NAME, **query)
-    assert not signer.valid("other", **query)
-    assert not signer.valid(NAME, query["expires"], query["signature"][:-1] + "?")
-    assert not signer.valid(NAME, str(int(query["expires"]) + 1), query["signature"])
-    assert not signer.valid(NAME, **query, now=time.time() + 61)
-    assert not signer.valid(NAME, "soon", query["signature"])
+    assert signer.genuine(NAME, **query)
+    assert not signer.expired(query["expires"])
+    assert signer.expired(query["expires"], now=time.time() + 61)
+    assert not signer.genuine("other", **query)
+    assert not signer.genuine(NAME, str(int(query["expires"]) + 1), query["signature"])
+    for forged in (query["signature"][:-1] + "?", query["signature"].upper(), "", "\ud800", "ü" * 64):
+        assert not signer.genuine(NAME, query["expires"], forged)
+    for when in ("soon", "", "-1", "+1", "١", "1" * 400, " 1"):
+        assert not signer.genuine(NAME, when, query["signature"])
 
 
 # --- Google Cloud Storage -----------------------------------------------------------------------------
 
-
-class Bucket(BaseHTTPRequestHandler):
-    """As much of the JSON API as an upload needs, with what the emulator leaves out: generation preconditions."""
-
-    objects: dict[str, bytes]
-    failing: list[int]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        parts = urlsplit(self.path)
-        query = parse_qs(parts.query)
-        assert parts.path == "/upload/storage/v1/b/bucket/o"
-        assert query["uploadType"] == ["multipart"]
-        described, content = _multipart(self.headers["Content-Type"], body)
-        if self.failing:
-            return self._answer(self.failing.pop(), {"error": {"message": "not now"}})
-        if query.get("ifGenerationMatch") == ["0"] and described["name"] in self.objects:
-            return self._answer(412, {"error": {"code": 412, "message": "conditionNotMet"}})
-        self.objects[described["name"]] = content
-        return self._answer(200, self._resource(described["name"]))
-
-    def do_GET(self) -> None:
-        self._answer(200, self._resource(unquote(urlsplit(self.path).path.rpartition("/o/")[2])))
-
-    def _resource(self, name: str) -> dict[str, str]:
-        return {"name": name, "size": str(len(self.objects[name])), "generation": "1"}
-
-    def _answer(self, status: int, answer: object) -> None:
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+LARGE = 20 * 1024 * 1024 + 17
+"""Bytes: sent in three pieces."""
 
 
-def _multipart(content_type: str, body: bytes) -> tuple[dict[str, str], bytes]:
-    message = BytesParser().parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
-    described, content = message.get_payload()
-    return json.loads(described.get_payload()), content.get_payload(decode=True)
+@pytest.fixture(scope="module")
+def account() -> tuple[rsa.RSAPrivateKey, Credentials]:
+    """A service account with a key of its own, that needs no token from anybody."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+    info = {"client_email": "a@b.iam.gserviceaccount.com", "private_key": pem, "token_uri": "https://oauth2.example"}
+    return key, Credentials.from_service_account_info(info)
 
 
 @pytest.fixture
-def strict() -> Iterator[tuple[BucketStore, type[Bucket]]]:
-    handler = type("Handler", (Bucket,), {"objects": {}, "failing": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    endpoint = {"api_endpoint": f"http://127.0.0.1:{server.server_port}"}
-    client = Client("project", AnonymousCredentials(), client_options=endpoint)
-    yield BucketStore(client, "bucket"), handler
+def gcs(monkeypatch: pytest.MonkeyPatch, account: tuple[rsa.RSAPrivateKey, Credentials]) -> Iterator[fake_gcs.Service]:
+    # the pieces of an upload are sent again at once
+    monkeypatch.setattr(bucket, "PIECES", DEFAULT_RETRY.with_delay(0.001, 0.01, 2.0).with_timeout(5.0))
+    with fake_gcs.serving() as service:
+        service.key = account[0].public_key()
+        yield service
+
+
+@pytest.fixture
+def store(gcs: fake_gcs.Service) -> Iterator[BucketStore]:
+    client = Client("project", AnonymousCredentials(), client_options={"api_endpoint": gcs.url})
+    yield BucketStore(client, "bucket", prefix="outputs/")
     client.close()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(1024) * (LARGE // 1024) + bytes(17))
+    return path
 
 
 async def test_an_upload_is_made_once_however_often_it_is_asked_for(
-    strict: tuple[BucketStore, type[Bucket]], source: Path
+    store: BucketStore, gcs: fake_gcs.Service, source: Path
 ) -> None:
-    store, bucket = strict
-    assert (await store.put(NAME, source, "image/png")).size == 10
-    assert (await store.put(NAME, source, "image/png")).size == 10
-    assert bucket.objects == {NAME: b"some bytes"}
+    for _ in range(2):
+        assert (await store.put(NAME, source, "image/png")).size == 10
+    assert gcs.contents() == {f"outputs/{NAME}": b"some bytes"}
+    (generation,) = {each.generation for each in gcs.objects.values()}
+    assert generation == 1_700_000_000_000_001, "the object was written once"
 
 
+@pytest.mark.parametrize("other", [b"not the same", b"some bytez"], ids=["another size", "the same size"])
 async def test_a_name_taken_by_something_else_is_a_failure_and_stays_as_it_was(
-    strict: tuple[BucketStore, type[Bucket]], source: Path
+    store: BucketStore, gcs: fake_gcs.Service, source: Path, other: bytes
 ) -> None:
-    store, bucket = strict
-    bucket.objects[NAME] = b"not the same"
+    gcs.put({"name": f"outputs/{NAME}"}, other, None)
     with pytest.raises(StoreFailed, match="taken"):
         await store.put(NAME, source, "image/png")
-    assert bucket.objects == {NAME: b"not the same"}
+    assert gcs.contents() == {f"outputs/{NAME}": other}
 
 
-async def test_a_passing_error_of_the_service_is_tried_again_and_a_refusal_is_reported(
-    strict: tuple[BucketStore, type[Bucket]], source: Path
+async def test_an_upload_whose_answer_is_lost_fails_and_the_next_try_finds_it_done(
+    store: BucketStore, gcs: fake_gcs.Service, source: Path
 ) -> None:
-    store, bucket = strict
-    bucket.failing[:] = [503]
-    await store.put(NAME, source, "image/png")
-    bucket.failing[:] = [403]
+    gcs.faults.append(("^POST", "lost"))
     with pytest.raises(StoreFailed):
-        await store.put("other/name", source, "image/png")
-    assert list(bucket.objects) == [NAME]
+        await store.put(NAME, source, "image/png")
+    await store.put(NAME, source, "image/png")
+    assert gcs.contents() == {f"outputs/{NAME}": b"some bytes"}
+
+
+@pytest.mark.parametrize("status", ["403", "429", "500", "503"])
+async def test_a_refusal_is_reported_after_one_try_for_who_stores_asks_again(
+    store: BucketStore, gcs: fake_gcs.Service, source: Path, status: str
+) -> None:
+    gcs.faults.append(("^POST", status))
+    with pytest.raises(StoreFailed, match="Google Cloud Storage"):
+        await store.put(NAME, source, "image/png")
+    assert len([line for line in gcs.requests if line.startswith("POST")]) == 1
+    assert gcs.objects == {}
+
+
+@pytest.mark.parametrize("fault", ["", "503", "lost"])
+async def test_a_large_file_goes_in_pieces_and_only_a_piece_is_sent_again(
+    store: BucketStore, gcs: fake_gcs.Service, large: Path, fault: str
+) -> None:
+    if fault:
+        gcs.faults.append(("^PUT", fault))
+    assert (await store.put(NAME, large, "video/mp4")).size == LARGE
+    assert gcs.contents() == {f"outputs/{NAME}": large.read_bytes()}
+    assert len(gcs.sessions) == 1
+    assert gcs.in_memory <= bucket.PIECE
+    await store.put(NAME, large, "video/mp4")
+    assert len(gcs.objects) == 1
+
+
+async def test_the_lost_end_of_a_large_upload_is_found_done(
+    store: BucketStore, gcs: fake_gcs.Service, large: Path
+) -> None:
+    gcs.faults += [("^PUT", "none"), ("^PUT", "none"), ("^PUT", "lost")]
+    await store.put(NAME, large, "video/mp4")
+    assert gcs.contents() == {f"outputs/{NAME}": large.read_bytes()}
+
+
+async def test_an_upload_that_hangs_is_left_and_its_place_is_free_again_when_it_ends(
+    gcs: fake_gcs.Service, source: Path
+) -> None:
+    client = Client("project", AnonymousCredentials(), client_options={"api_endpoint": gcs.url})
+    store = BucketStore(client, "bucket", threads=1)
+    gcs.faults.append(("^POST", "hang"))
+    with trio.move_on_after(0.2) as scope:
+        await store.put("a", source, "image/png")
+    assert scope.cancelled_caught
+    await store.url("a", 60)  # small calls have places of their own
+    gcs.released.set()
+    with trio.fail_after(10):
+        await store.put("b", source, "image/png")
+    assert sorted(gcs.contents()) == ["a", "b"], (
+        "what was left has ended all the same, and is swept when nobody wants it"
+    )
+    client.close()
+
+
+async def test_objects_of_the_bucket_are_listed_in_pages_and_deleted_by_the_folder(
+    store: BucketStore, gcs: fake_gcs.Service, source: Path
+) -> None:
+    names = [f"t{task}/1/{index}/x.png" for task in range(3) for index in range(4)]
+    for name in names:
+        await store.put(name, source, "image/png")
+    gcs.put({"name": "elsewhere/x"}, b"", None)
+    gcs.page = 3
+    listed: list[str] = []
+    while page := await store.list(listed[-1] if listed else "", 5):
+        listed += [each.name for each in page]
+    assert listed == names
+    await store.delete("t1/")
+    await store.delete("t0/1/0/x.png")
+    await store.delete("t0/1/0/x.png")
+    left = [each.name for each in await store.list("", 99)]
+    assert left == [name for name in names if not name.startswith("t1/") and name != "t0/1/0/x.png"]
+    gcs.faults.append(("^GET", "503"))
+    with pytest.raises(StoreFailed):
+        await store.list("", 5)
+
+
+async def test_a_link_is_honoured_until_it_expires_and_for_its_object_alone(
+    gcs: fake_gcs.Service, account: tuple[rsa.RSAPrivateKey, Credentials], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
+    writer = BucketStore(Client("project", AnonymousCredentials()), "bucket")
+    await writer.put("a b/ü.png", source, "image/png")
+    await writer.put("page.html", source, "text/html")
+    signer = BucketStore(Client("project", account[1], client_options={"api_endpoint": gcs.url}), "bucket")
+    link, page = await signer.url("a b/ü.png", 60), await signer.url("page.html", 60)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        good = await http.get(link)
+        assert (good.status_code, good.content, good.headers["content-type"]) == (200, b"some bytes", "image/png")
+        assert (await http.get(page)).headers["content-disposition"] == "attachment"
+        assert "content-disposition" not in good.headers
+        for bad in (
+            link.replace("X-Goog-Expires=60", "X-Goog-Expires=6000"),
+            link.replace("%C3%BC.png", "page.html"),
+            link[:-4] + ("0000" if link[-4:] != "0000" else "1111"),
+            link.partition("?")[0],
+        ):
+            assert (await http.get(bad)).status_code == 403
+        assert b"ExpiredToken" in (await http.get(await signer.url("page.html", -5))).content
+    query = parse_qs(urlsplit(await signer.url(NAME, 30 * 24 * 3600)).query)
+    assert (query["X-Goog-Algorithm"], query["X-Goog-Expires"]) == (["GOOG4-RSA-SHA256"], ["604800"])
+
+
+class OnTheMachine(google.auth.credentials.Credentials):
+    """What a machine of Google's has: no key, a token that must be fetched, and a service that signs."""
+
+    service_account_email = "vm@project.iam.gserviceaccount.com"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refreshes = 0
+
+    def refresh(self, request: object) -> None:
+        self.refreshes += 1
+        time.sleep(0.05)  # the metadata server takes its time; everybody waits for this one
+        self.token = "token"
+        self.expiry = datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=1)
+
+
+async def test_many_who_sign_at_once_fetch_one_token(gcs: fake_gcs.Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = OnTheMachine()
+    store = BucketStore(Client("project", credentials, client_options={"api_endpoint": gcs.url}), "bucket")
+    monkeypatch.setattr(store, "_signed", lambda blob, seconds, **signer: signer["access_token"])
+    tokens: list[str] = []
+
+    async def sign() -> None:
+        tokens.append(await store.url(NAME, 60))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(sign)
+    assert (tokens, credentials.refreshes) == (["token"] * 20, 1)
+
+
+async def test_a_large_file_is_never_in_memory(tmp_path: Path) -> None:
+    """200 MB through fetcher, spool and bucket, in a process of their own whose memory is looked at."""
+    done = await trio.run_process(
+        [sys.executable, "-m", "tests.persistence.artifacts.large_file", str(tmp_path)], capture_stdout=True
+    )
+    figures = json.loads(done.stdout)
+    assert figures["stored"] == figures["size"] == 200 * 1024 * 1024
+    assert figures["grown"] < 40 * 1024 * 1024, f"it took {figures['grown'] / 2**20:.0f} MB"
 
 
 async def test_the_emulator_takes_uploads_and_gives_them_back(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,26 +368,10 @@ async def test_the_emulator_takes_uploads_and_gives_them_back(source: Path, monk
         assert (await store.put(NAME, source, "text/html")).size == 10
         blob = client.bucket("bucket").blob(f"outputs/{NAME}")
         assert blob.download_as_bytes() == b"some bytes"
+        assert [(each.name, each.size) for each in await store.list("", 10)] == [(NAME, 10)]
         await store.delete(NAME)
         await store.delete(NAME)
         assert not blob.exists()
         client.close()
     finally:
         server.stop()
-
-
-async def test_links_are_signed_offline_with_a_service_accounts_key() -> None:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    from google.oauth2.service_account import Credentials
-
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-    info = {"client_email": "a@b.iam.gserviceaccount.com", "private_key": pem, "token_uri": "https://oauth2.example"}
-    store = BucketStore(Client("project", Credentials.from_service_account_info(info)), "bucket")
-    query = parse_qs(urlsplit(await store.url(NAME, 30 * 24 * 3600)).query)
-    assert query["X-Goog-Algorithm"] == ["GOOG4-RSA-SHA256"]
-    assert query["X-Goog-Expires"] == ["604800"]
-    assert len(base64.b16decode(query["X-Goog-Signature"][0].upper())) == 256

@@ -38,18 +38,23 @@ def test_a_deleted_task_is_gone_and_its_key_is_free(alice: httpx.Client) -> None
     assert made(alice, QUICK, headers=key) != task_id
 
 
-def test_only_what_is_over_and_ones_own_is_deleted(alice: httpx.Client, bob: httpx.Client, olga: httpx.Client) -> None:
+def test_a_task_under_way_is_cancelled_and_deleted(alice: httpx.Client) -> None:
     task_id = made(alice, LONG)
-    assert code(alice.delete(f"/api/tasks/{task_id}")) == (409, "not_over")
-    assert alice.post(f"/api/tasks/{task_id}/cancel").json()["status"] == "cancelled"
+    assert alice.delete(f"/api/tasks/{task_id}").status_code == 204
+    assert code(alice.get(f"/api/tasks/{task_id}")) == (404, "unknown_task")
+
+
+def test_only_ones_own_is_deleted(alice: httpx.Client, bob: httpx.Client, olga: httpx.Client) -> None:
+    task_id = made(alice, LONG)
     assert code(bob.delete(f"/api/tasks/{task_id}")) == (404, "unknown_task")
     assert olga.delete(f"/api/tasks/{task_id}").status_code == 204
     assert code(alice.get(f"/api/tasks/{task_id}")) == (404, "unknown_task")
 
 
 OUTPUT = """
-    INSERT INTO outputs (task_id, index, type, format, cloud_url, object_name, content_type, file_size_bytes, sha256)
-    VALUES (%s, 0, 'image', 'png', '', %s, 'image/png', 3, '')
+    INSERT INTO outputs
+        (task_id, attempt, index, type, format, cloud_url, object_name, content_type, file_size_bytes, sha256)
+    VALUES (%s, 1, 0, 'image', 'png', '', %s, 'image/png', 3, '')
 """
 
 
@@ -80,7 +85,7 @@ async def test_its_files_go_at_once_or_with_the_housekeeping(
             link = await store.url(name, 60)
             assert (await http.get(link)).status_code == 200
             assert (await http.delete(f"/api/tasks/{task_id}")).status_code == 204
-            assert (await http.get(link)).status_code == 404
+            assert (await http.get(link)).status_code == 410
             assert not store.path(name).exists()
             assert await application.persistence.removal.due() == ()
 
