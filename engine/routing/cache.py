@@ -1,4 +1,4 @@
-"""Answers that were given before, for the very same input, of models that opt in (`cache_seconds` in their settings).
+"""Answers that were given before, for the very same input, of models that opt in (`rules`).
 
 In memory, bounded, newest kept; a restart forgets them. Pure but for its state.
 """
@@ -12,8 +12,6 @@ from uuid import UUID
 import msgspec
 from attrs import define, field, frozen
 
-from engine.tasks.events import Usage
-
 Key = tuple[UUID, str, bytes]
 _canonical = msgspec.json.Encoder(order="sorted")
 
@@ -23,7 +21,6 @@ class Kept:
     """A text answer; `at` is of the same clock that asks."""
 
     text: str
-    usage: Usage | None
     at: float
 
 
