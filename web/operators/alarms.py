@@ -5,7 +5,8 @@ An alarm says what is wrong and what to look at. `critical` means that users fee
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from attrs import frozen
 
@@ -19,6 +20,8 @@ NAMES = (
     "queue_paused",
     "loop_lagging",
     "restarting_often",
+    "provider_refuses_us",
+    "provider_resting",
 )
 
 
@@ -38,22 +41,25 @@ class Thresholds:
     waiting: float = 60.0
     lag: float = 0.25
     restarts: int = 30
+    rest: float = 60.0
 
 
 @frozen
 class Figures:
-    """What alarms are judged by. `lag` is the longest that the loop was late lately, `restarts` those of a minute."""
+    """What alarms are judged by. `lag` is the longest that the loop was late lately, `restarts` those of a minute,
+    `routes` what routing knows of each way to a provider."""
 
     now: float
     journal: JournalHealth
     queues: Sequence[QueueStats]
     lag: float
     restarts: int
+    routes: Sequence[Mapping[str, Any]] = ()
 
 
 def alarms(seen: Figures, limits: Thresholds) -> tuple[Alarm, ...]:
     """The alarms that stand, in the order of `NAMES`."""
-    return (*_database(seen, limits), *_queues(seen, limits), *_processes(seen, limits))
+    return (*_database(seen, limits), *_queues(seen, limits), *_processes(seen, limits), *_providers(seen, limits))
 
 
 def _database(seen: Figures, limits: Thresholds) -> Iterable[Alarm]:
@@ -82,3 +88,26 @@ def _processes(seen: Figures, limits: Thresholds) -> Iterable[Alarm]:
     if seen.restarts > limits.restarts:
         words = f"{seen.restarts} processes were started again in the last minute."
         yield Alarm("restarting_often", "warning", f"{words} See which, and why, on /operators.")
+
+
+def _providers(seen: Figures, limits: Thresholds) -> Iterable[Alarm]:
+    """One alarm for all that need the same: names stand once."""
+    refused = [route for route in seen.routes if route["hopeless"]]
+    if refused:
+        words = (
+            f"{_listed(refused)} answered that waiting will not mend. Look at the keys, addresses and models' names."
+        )
+        yield Alarm("provider_refuses_us", "critical", words)
+    resting = [route for route in seen.routes if not route["hopeless"] and route["rests_for_seconds"] > limits.rest]
+    if resting:
+        longest = max(route["rests_for_seconds"] for route in resting)
+        words = f"{_listed(resting)} failed or throttled us, and will be asked again in {longest:.0f} s at the latest."
+        yield Alarm("provider_resting", "warning", words)
+
+
+def _listed(routes: Sequence[Mapping[str, Any]]) -> str:
+    """`openai (key 2, gpt-6, provider_auth), …`: keys are counted from 1, in the order of the settings."""
+    named = [
+        f"{each['provider']} (key {each['credential'] + 1}, {each['model']}, {each['why']})" for each in routes[:5]
+    ]
+    return ", ".join(named) + (", …" if len(routes) > 5 else "")

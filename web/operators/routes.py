@@ -196,7 +196,8 @@ class Operators:
 
     def spec(self, runtime: Runtime) -> ChildSpec:
         """The process that watches the house, a child of the tree."""
-        self.watch = Watch(runtime.journal.health, self.queues.stats, lambda: self.recent.counts[RESTARTED])
+        restarts = lambda: self.recent.counts[RESTARTED]  # noqa: E731
+        self.watch = Watch(runtime.journal.health, self.queues.stats, restarts, routes=lambda: self.routing())
         return self.watch.spec()
 
     def metrics(self) -> Iterable[Metric]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import structlog
 import trio
@@ -32,13 +33,14 @@ _BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 @define(eq=False)
 class Watch:
-    """`health`, `queues` and `restarts` answer the figures of now; `restarts` counts from the start."""
+    """`health`, `queues`, `restarts` and `routes` answer the figures of now; `restarts` counts from the start."""
 
     health: Callable[[], JournalHealth]
     queues: Callable[[], tuple[QueueStats, ...]]
     restarts: Callable[[], int]
     limits: Thresholds = field(factory=Thresholds)
     clock: Callable[[], float] = time.time
+    routes: Callable[[], Sequence[Mapping[str, Any]]] = tuple
     standing: tuple[Alarm, ...] = field(default=(), init=False)
     _lags: list[int] = field(factory=lambda: [0] * (len(_BUCKETS) + 1), init=False)
     _lag_sum: float = field(default=0.0, init=False)
@@ -75,7 +77,8 @@ class Watch:
         self._restarted.append((now, count))
         while now - self._restarted[0][0] > MINUTE:
             self._restarted.popleft()
-        seen = Figures(now, self.health(), self.queues(), self._worst, count - self._restarted[0][1])
+        restarts = count - self._restarted[0][1]
+        seen = Figures(now, self.health(), self.queues(), self._worst, restarts, self.routes())
         self._worst = 0.0
         self._tell(alarms(seen, self.limits))
 

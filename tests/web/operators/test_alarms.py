@@ -16,6 +16,7 @@ from web.operators.alarms import NAMES, Figures, Thresholds, alarms
 from web.operators.watch import Watch
 
 QUEUE = QueueStats("default", 8, 0, False, False, 0, 0, 0, 0, 0, 0, None, 0.0, 1.0, "push")
+ROUTE = {"provider": "p", "credential": 0, "model": "m", "rests_for_seconds": 30.0, "hopeless": False, "why": "x"}
 WELL = Figures(1000.0, JournalHealth(True, 0.0, 0, 100), (QUEUE,), 0.0, 0)
 
 
@@ -38,6 +39,9 @@ def test_a_house_that_is_well_has_no_alarm() -> None:
         ({"queues": (evolve(QUEUE, paused=True, oldest_age=99.0),)}, ["queue_paused"]),
         ({"lag": 0.3}, ["loop_lagging"]),
         ({"restarts": 31}, ["restarting_often"]),
+        ({"routes": (ROUTE,)}, []),
+        ({"routes": (ROUTE, {**ROUTE, "hopeless": True, "why": "provider_auth"})}, ["provider_refuses_us"]),
+        ({"routes": (ROUTE, {**ROUTE, "rests_for_seconds": 61.0, "why": "quota"})}, ["provider_resting"]),
     ],
 )
 def test_each_threshold_raises_its_alarm(change: dict[str, Any], expected: list[str]) -> None:
@@ -47,7 +51,8 @@ def test_each_threshold_raises_its_alarm(change: dict[str, Any], expected: list[
 def test_every_alarm_is_known_to_prometheus_and_says_what_is_wrong() -> None:
     journal = JournalHealth(False, 0.0, 100, 100)
     queues = (evolve(QUEUE, paused=True), evolve(QUEUE, oldest_age=99.0))
-    found = alarms(Figures(1000.0, journal, queues, 9.0, 99), Thresholds())
+    routes = ({**ROUTE, "hopeless": True}, {**ROUTE, "rests_for_seconds": 99.0})
+    found = alarms(Figures(1000.0, journal, queues, 9.0, 99, routes), Thresholds())
     assert {alarm.name for alarm in found} == set(NAMES)
     assert all(len(alarm.message) > 30 and alarm.severity in ("warning", "critical") for alarm in found)
 
