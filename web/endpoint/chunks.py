@@ -17,7 +17,9 @@ SMALL_CHUNK = 64
 a microsecond or two, and its sender six bytes."""
 MOST_TRAILERS = 8 * 1024
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*+(?:;[\t\x20-\x7e\x80-\xff]*+)?")
-_TRAILER = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+")
+_TRAILER = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]++):[\t\x20-\x7e\x80-\xff]*+")
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
+"""What a trailer may not be (RFC 9110 6.5.1): whoever merges it with the headers would read another request."""
 
 
 class Chunks:
@@ -87,5 +89,6 @@ class Chunks:
             return
         assert self._trailers is not None
         self._trailers += len(line) + 2
-        if self._trailers > MOST_TRAILERS or _TRAILER.fullmatch(line) is None:
+        trailer = _TRAILER.fullmatch(line)
+        if self._trailers > MOST_TRAILERS or trailer is None or trailer[1].lower() in _FRAMING:
             raise Malformed(400, "bad_request", "trailers that are none, or too many")

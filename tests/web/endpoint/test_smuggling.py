@@ -128,7 +128,8 @@ def test_plain_requests_are_all_run_however_they_come() -> None:
 
 
 NASTY = (b"\r", b"\n", b"\r\n", b"\0", b" ", b"\t", b"\x0b", b"\x0c", b"\x85", b"\xa0", b":", b";", b",", b"0", b"-",
-         b"+", b"\"", b"\r\n ", b"chunked", b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n", HIDDEN)  # fmt: skip
+         b"+", b"\"", b"\r\n ", b"chunked", b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n",
+         HIDDEN)  # fmt: skip
 
 
 def broken(seed: int) -> bytes:
