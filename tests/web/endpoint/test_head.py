@@ -183,7 +183,8 @@ def test_chunks_are_put_together_however_they_come(size: int) -> None:
     [
         b"zz\r\n", b"-1\r\n", b"+1\r\n", b"0x1\r\n", b"\r\n", b" 1\r\n", b"1\nx\r\n", b"1_0\r\n", b"f" * 300,
         b"1\r\nab\r\n", b"1\r\na\n\n", b"3\r\nabcd", b"5;\0\r\n", b"5;" + b"y" * 300, b"f" * 16 + b"\r\n",
-        b"0\r\nno colon\r\n\r\n", b"0\r\nContent-Length: 3\r\n\r\n", b"0\r\nHost: y\r\n\r\n", b"0\r\n" + b"A: b\r\n" * MOST_TRAILERS, b"0\r\n" + b"x" * (MOST_TRAILERS + 1),
+        b"0\r\nno colon\r\n\r\n", b"0\r\nContent-Length: 3\r\n\r\n", b"0\r\nHost: y\r\n\r\n",
+        b"0\r\n" + b"A: b\r\n" * MOST_TRAILERS, b"0\r\n" + b"x" * (MOST_TRAILERS + 1),
         b"1\r\nx\r\n" * 5000,
     ],
 )  # fmt: skip
