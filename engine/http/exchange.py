@@ -31,6 +31,10 @@ class BadRequest(Exception):
     """The request cannot be written: something in it would be read as more than it is."""
 
 
+class Overdue(Exception):
+    """The deadline that a reader has set has passed; no exception of httpx's, for it was not httpx that set it."""
+
+
 class TimedOut(Exception):
     """A wait has taken too long; `what` is `read` or `write`."""
 
@@ -64,7 +68,10 @@ class Exchange:
         self._parser = httptools.HttpResponseParser(self)
         self._begun = False
         self._whole = False
+        self._keeps = False
         self._size = 0
+        self.deadline = float("inf")
+        """Until when a read may wait (of trio's clock), whatever the timeout is. Costs nothing while nothing waits."""
         self._pieces: list[bytes] = []
         self._unwaited = 0
 
@@ -124,11 +131,18 @@ class Exchange:
         pieces, self._pieces = self._pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def settle(self) -> None:
+        """Takes in what has arrived of a body that nobody reads on: its last bytes come after its last word."""
+        try:
+            if self._begun and not self._whole and (data := self._wire.receive()):
+                self._feed(data)
+        except (Broken, OSError):
+            self._keeps = False
+
     @property
     def reusable(self) -> bool:
         """Whether the connection may carry another exchange."""
-        ended = self._whole and self._bounded and self._ask.method != b"HEAD"
-        return bool(ended and self._parser.should_keep_alive())
+        return self._whole and self._keeps and self._bounded and self._ask.method != b"HEAD"
 
     @property
     def _bounded(self) -> bool:
@@ -148,10 +162,9 @@ class Exchange:
         if data is not None:
             return data
         self._unwaited = 0
-        with trio.move_on_after(_seconds(self._ask.read_timeout)) as scope:
+        with trio.move_on_at(min(self.deadline, trio.current_time() + _seconds(self._ask.read_timeout))):
             return await self._wire.read()
-        assert scope.cancelled_caught
-        raise TimedOut("read")
+        raise Overdue if trio.current_time() >= self.deadline else TimedOut("read")
 
     def _feed(self, data: bytes) -> None:
         if self._whole:
@@ -180,6 +193,7 @@ class Exchange:
         self.status = self._parser.get_status_code()
         self.version = self._parser.get_http_version()
         self._begun = self.status >= 200  # 1xx come before the answer
+        self._keeps = self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
         self._pieces.append(data)

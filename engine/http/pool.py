@@ -135,6 +135,7 @@ class Held:
         pool, self._pool = self._pool, None
         if pool is None:
             return
+        self.exchange.settle()
         if self.exchange.reusable:
             pool._put_back(self._origin, self._wire)
         else:

@@ -1,7 +1,7 @@
 """What httpx is given in the place of its own transport; `sdk` has the same for httpx2. May import this package.
 
-The response's extension `gathers` says that a piece of its body is all that had arrived when it was read: who reads
-later reads more at once, and loses no time by it.
+The response's extension `exchange` is what its body is read from. A piece of it is all that had arrived when it was
+read: who reads later reads more at once, and loses no time by it. Its `deadline` bounds the next waits for a piece.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpx
 from engine.http.exchange import Ask, BadRequest, Broken, Exchange, TimedOut
 from engine.http.pool import CannotConnect, ConnectTimedOut, Held, NoneFree, Origin, Patience, Pool
 
-GATHERS = "gathers"
+EXCHANGE = "exchange"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -113,7 +113,7 @@ def extensions(exchange: Exchange) -> dict[str, Any]:
     return {
         "http_version": f"HTTP/{exchange.version}".encode(),
         "reason_phrase": exchange.reason,
-        GATHERS: True,
+        EXCHANGE: exchange,
     }
 
 

@@ -6,7 +6,7 @@ A service's file says how it is asked (`Ask`), what its stream means (a `Reader`
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -113,33 +113,35 @@ class _Told:
         for event in self._meant(piece):
             if type(event) is TextDelta:
                 texts.append(event.text)
-                self._pieces += 1
             elif isinstance(event, Finished | Failed):
                 self.end = event
                 break
             else:
-                _flush(texts, events)
+                self._flush(texts, events)
                 events.append(event)
-        _flush(texts, events)
+        self._flush(texts, events)
         if new_percent(before, self._pieces, self._limit):
             events.append(Progress(min(1.0, self._pieces / self._limit), step=f"{self._pieces} tokens"))
         return events
 
-    def _meant(self, piece: bytes) -> Iterator[ProviderEvent]:
+    def _meant(self, piece: bytes) -> list[ProviderEvent]:
         """Ends with a failure at what cannot be read, after all that could."""
+        meant: list[ProviderEvent] = []
+        read = self._reader.read
         try:
             for event in self._decoder.feed(piece):
-                yield from self._reader.read(event)
+                meant += read(event)
         except EventTooLarge:
-            yield failed(FailureKind.RETRYABLE, "bad_response", raw="an event without end")
+            meant.append(failed(FailureKind.RETRYABLE, "bad_response", raw="an event without end"))
         except Problem as problem:
-            yield problem.failure
+            meant.append(problem.failure)
+        return meant
 
-
-def _flush(texts: list[str], events: list[ProviderEvent]) -> None:
-    if texts:
-        events.append(TextDelta("".join(texts)))
-        texts.clear()
+    def _flush(self, texts: list[str], events: list[ProviderEvent]) -> None:
+        if texts:
+            self._pieces += len(texts)
+            events.append(TextDelta("".join(texts)))
+            texts.clear()
 
 
 def new_percent(before: int, now: int, limit: int) -> bool:

@@ -6,7 +6,7 @@ The stream's shape is of the API reference, "Chat completions, streaming".
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -100,28 +100,27 @@ class ChatReader:
         self._finish: str | None = None
         self._refused = False
 
-    def read(self, event: ServerSentEvent) -> Iterator[ProviderEvent]:
+    def read(self, event: ServerSentEvent) -> tuple[ProviderEvent, ...]:
         if event.data == b"[DONE]":
-            yield self.end()
-            return
+            return (self.end(),)
         chunk = decoded(_chunks, event.data)
         if chunk.error is not None or event.event == "error":
-            yield _failure(chunk.error if chunk.error is not None else event.data)
-            return
-        for choice in chunk.choices[:1]:
-            self._finish = choice.finish_reason or self._finish
-            if choice.delta is not None:
-                yield from self._said(choice.delta)
+            return (_failure(chunk.error),)
         if chunk.usage is not None:
             self.usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+        if not chunk.choices:
+            return ()
+        choice = chunk.choices[0]
+        if choice.finish_reason:
+            self._finish = choice.finish_reason
+        return () if choice.delta is None else self._said(choice.delta)
 
-    def _said(self, delta: _Delta) -> Iterator[ProviderEvent]:
+    def _said(self, delta: _Delta) -> tuple[ProviderEvent, ...]:
         if delta.content:
-            yield TextDelta(delta.content)
-        elif delta.refusal:
+            return (TextDelta(delta.content),)
+        if delta.refusal:
             self._refused = True
-        elif delta.reasoning_content:
-            yield THINKING
+        return (THINKING,) if delta.reasoning_content else ()
 
     def end(self) -> Finished | Failed:
         """How the stream ended, judged by its last finish reason: without one it was cut off."""

@@ -27,6 +27,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.streams = 0
+        self._due: dict[float, trio.lowlevel.ParkingLot] = {}
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -45,8 +46,22 @@ class Pace:
     async def rest(self, read_at: float) -> None:
         """Waits until a stream that was read at `read_at` (of trio's clock) may be read again."""
         due = math.ceil((read_at + self.interval) / GRID) * GRID
-        if due > trio.current_time():
+        while trio.current_time() < due:
+            others = self._due.get(due)
+            if others is None:
+                await self._lead(due)
+            else:
+                await others.park()
+
+    async def _lead(self, due: float) -> None:
+        """Sleeps for all who are due then: a timer costs more than the rest of a wait. A leader that is cancelled
+        wakes the others early, and one of them leads."""
+        others = self._due[due] = trio.lowlevel.ParkingLot()
+        try:
             await trio.sleep_until(due)
+        finally:
+            del self._due[due]
+            others.unpark_all()
 
 
 EVERYBODYS = Pace()

@@ -16,7 +16,8 @@ import msgspec
 import trio
 from attrs import evolve, frozen
 
-from engine.http.transport import GATHERS
+from engine.http.exchange import Exchange, Overdue
+from engine.http.transport import EXCHANGE
 from engine.providers.failures import classify, failed
 from engine.providers.pace import EVERYBODYS, Pace
 from engine.providers.protocol import Failed, FailureKind
@@ -73,7 +74,7 @@ class Stream:
         self._limit = deadlines.first_token
         self._deadline = trio.current_time() + self._limit
         self._read_at: float | None = None
-        self._gathers = False
+        self._exchange: Exchange | None = None
         self._speaks = False
 
     async def open(self, ask: Ask) -> Response:
@@ -86,7 +87,7 @@ class Stream:
     def begun(self, response: Response) -> Iterator[None]:
         """Reads this response's body, for the length of the block."""
         self._chunks = aiter(response.aiter_bytes())
-        self._gathers = bool(response.extensions.get(GATHERS))
+        self._exchange = response.extensions.get(EXCHANGE)
         with self._pace.joined():
             yield
 
@@ -94,12 +95,25 @@ class Stream:
         """More of the body, empty at its end. Raises Problem when nothing comes in time."""
         if self._read_at is not None:
             await self._pace.rest(self._read_at)
-        with trio.move_on_at(self._deadline):
-            piece = await anext(self._chunks, b"")
-            if self._speaks and self._gathers:
-                self._read_at = trio.current_time()
-            return piece
+        if self._exchange is None:
+            with trio.move_on_at(self._deadline):
+                return await anext(self._chunks, b"")
+        else:
+            self._exchange.deadline = self._deadline
+            piece = await self._next()
+            if piece is not None:
+                return piece
         raise Problem(silent("a token", self._limit))
+
+    async def _next(self) -> bytes | None:
+        """All that has arrived; None when nothing did in time."""
+        try:
+            piece = await anext(self._chunks, b"")
+        except Overdue:
+            return None
+        if self._speaks:
+            self._read_at = trio.current_time()
+        return piece
 
     def heard(self, text: bool) -> None:
         """The service works: the wait begins anew, now that our own reader has dealt with what came."""

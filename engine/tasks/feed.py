@@ -1,7 +1,7 @@
 """Between a provider that talks and a TaskServer that listens: what comes faster than it is wanted is joined.
 
-The first text goes out at once; what follows is gathered for a moment. Order is kept; progress is replaced by newer
-progress; nothing else is lost. Bounded: a provider that is far ahead waits.
+The first text goes out at once; what follows is gathered for a moment. Order is kept; progress and figures of usage are
+replaced by newer ones; nothing else is lost. Bounded: a provider that is far ahead waits.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import trio
+from trio.lowlevel import ParkingLot
 
-from engine.providers.protocol import OutputReady, Progress, ProviderEvent, Sabotage, TextDelta
+from engine.providers.protocol import OutputReady, Progress, ProviderEvent, Sabotage, TextDelta, UsageReported
 
 GATHER = 0.02
 """Seconds between two deliveries of text or progress, unless MANY code points or another event have come before."""
@@ -33,41 +34,44 @@ class Feed:
         self._size = 0
         self._urgent = False
         self._not_before = -1.0
-        self._something = trio.Event()
-        self._enough = trio.Event()
-        self._taken = trio.Event()
+        self._taker = ParkingLot()
+        self._putter = ParkingLot()
 
     async def put(self, event: ProviderEvent) -> None:
         """Adds an event; waits while the other side is far behind."""
+        before = self._enough or not self._events
         match event:
             case TextDelta(text):
                 self._add_text(text)
-            case Progress():
-                self._add_progress(event)
+            case Progress() | UsageReported():
+                self._add_newest(event)
             case _:
                 self._events.append(event)
                 self._urgent = True
-        self._something.set()
-        if self._urgent or self._size >= MANY:
-            self._enough.set()
+        if before or self._enough:
+            self._taker.unpark()
         while self._size >= FULL:
-            self._taken = trio.Event()
-            await self._taken.wait()
+            await self._putter.park()
 
     async def take(self) -> Events:
         """The next events, in order, once there are any and their moment has come."""
-        await self._something.wait()
-        if not self._urgent and self._clock() < self._not_before:
+        while not self._events:
+            await self._taker.park()
+        if not self._enough and self._clock() < self._not_before:
             with trio.move_on_at(self._not_before):
-                await self._enough.wait()
+                while not self._enough:
+                    await self._taker.park()
         taken = self._cut()
         self._not_before = self._clock() + GATHER
         self._size = 0
-        self._taken.set()
-        if not self._events:
-            self._urgent = False
-            self._something, self._enough = trio.Event(), trio.Event()
+        self._putter.unpark_all()
+        self._urgent = self._urgent and bool(self._events)
         return taken
+
+    @property
+    def _enough(self) -> bool:
+        """Whether what is here need not wait for more."""
+        return self._urgent or self._size >= MANY
 
     def _add_text(self, text: str) -> None:
         events = self._events
@@ -79,8 +83,8 @@ class Feed:
         else:
             events.append(_Text([text]))
 
-    def _add_progress(self, event: Progress) -> None:
-        if self._events and isinstance(self._events[-1], Progress):
+    def _add_newest(self, event: Progress | UsageReported) -> None:
+        if self._events and type(self._events[-1]) is type(event):
             self._events[-1] = event
         else:
             self._events.append(event)

@@ -1,12 +1,16 @@
 """What the server adds to a provider: CPU for each token, time before the first one, and webhooks accepted.
 
-    scripts/bench providers [STREAMS]
+    scripts/bench providers [STREAMS] [--no-peers]
 
-A server is started on loopback, and a fake LLM service in another OS process streams 50 tokens a second into each of so
-many tasks (100), watched on sockets here: worker, TaskServer and channel are the real ones. CPU is the server process's
-own, over four seconds in which all streams run. `first_token_added_p50_ms` is the whole time from POST to the
-first text on the socket, one task at a time, while the service answers at once. Webhooks are signed as Replicate's are,
-each a delivery of its own, and counted when they are answered, which is when they are in the database.
+A server is started on loopback. A fake LLM service in another OS process streams 50 tokens a second into each of so
+many tasks (500), watched by clients in a third one over real sockets, ten tasks each: worker, TaskServer and channel
+are the real ones. `token_us` is the server process's own CPU for a token, over six seconds in which all streams run;
+`token_lag_…` the time from a token's sending by the service to its arrival at its client, in the same seconds: were the
+server falling behind, the lag would grow to seconds. The clients check that no token was lost. The peers are relays as
+one would write them with httpx or the openai package on uvicorn and Starlette, in the same place; CPU for each token
+that they delivered. `first_token_added_p50_ms` is the whole time from POST to the first text on the socket, one task at
+a time, while the service answers at once. Webhooks are signed as Replicate's are, each a delivery of its own, and
+counted when they are answered, which is when they are in the database.
 """
 
 from __future__ import annotations
@@ -22,40 +26,46 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psutil
 import trio
-from attrs import define
+from _peers import peer_python
+from attrs import define, frozen
 
 from engine.providers.webhooks import sign
 from scripts.client import PhoenixSocket, connect
 from scripts.http_client import Connection, HttpClient, http_client
 from scripts.server import ServerProcess, serving
 
-STREAMS, RATE, STREAMS_PER_SOCKET, WINDOW = 100, 50.0, 10, 4.0
-FIRSTS = 21
+HERE = Path(__file__).parent
+STREAMS, RATE, WINDOW = 500, 50.0, 6.0
+FIRSTS = 41
 WEBHOOKS, WEBHOOKS_AT_ONCE = 3000, 64
 SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes ...").decode()
 MODEL = {"name": "bench", "provider": "openai-chat", "slug": "bench", "version": "1", "category": "text"}
+RELAY = ("starlette>=1.0", "uvicorn[standard]>=0.35", "httpx>=0.28,<0.29", "openai>=3.54,<4")
 
 
-def emit(name: str, value: float, unit: str, **more: float) -> None:
-    row = {"bench": "providers", "name": name, "value": round(value, 3), "unit": unit, "peers": {}}
+def emit(name: str, value: float, unit: str, peers: dict[str, float] | None = None, **more: float) -> None:
+    theirs = {peer: round(figure, 3) for peer, figure in (peers or {}).items()}
+    row = {"bench": "providers", "name": name, "value": round(value, 3), "unit": unit, "peers": theirs}
     print(json.dumps({**row, **{key: round(figure, 3) for key, figure in more.items()}}), flush=True)
 
 
-def cpu(process: trio.Process) -> float:
+def cpu(pid: int) -> float:
     """Seconds of CPU that the process itself has used."""
-    used = psutil.Process(process.pid).cpu_times()
+    used = psutil.Process(pid).cpu_times()
     return float(used.user + used.system)
 
 
-async def main(streams: int) -> None:
+async def main(streams: int, with_peers: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="elwift-bench-") as folder:
         os.chmod(folder, 0o755)
-        async with llm() as url:
+        async with child(sys.executable, str(HERE / "_providers_llm.py")) as lines:
+            url = f"http://127.0.0.1:{await said(lines)}"
             environment = {
                 "ELWIFT_LOG_LEVEL": "warning",
                 "ELWIFT_LOCAL_MODEL": "false",
@@ -66,107 +76,131 @@ async def main(streams: int) -> None:
                 "ELWIFT_REPLICATE_WEBHOOK_SECRETS": SECRET,
             }
             async with serving(Path(folder) / "data", environment=environment) as server:
-                async with http_client(server.url, 16) as http:
+                async with http_client(server.url, 2) as http:
                     status, answer = await http.post("/api/models", MODEL)
                     assert status == 201, answer
                     await first_tokens(server, http)
-                    await tokens(server, http, streams)
+                await all_tokens(server, url, streams, with_peers)
                 await webhooks(server)
 
 
+@define(eq=False)
+class Lines:
+    """What a child process prints."""
+
+    pid: int
+    stream: trio.abc.ReceiveStream
+    _rest: bytes = b""
+
+    async def next(self) -> bytes:
+        while b"\n" not in self._rest:
+            more = await self.stream.receive_some(65536)
+            assert more, "the process ended early"
+            self._rest += more
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
 @asynccontextmanager
-async def llm() -> AsyncIterator[str]:
-    """The fake service."""
-    command = [sys.executable, str(Path(__file__).with_name("_providers_llm.py"))]
+async def child(*command: str) -> AsyncIterator[Lines]:
+    """A process for the length of the block."""
     process = await trio.lowlevel.open_process(command, stdout=PIPE)
     try:
         assert process.stdout is not None
-        with trio.fail_after(20):
-            port = int(await process.stdout.receive_some(100))
-        yield f"http://127.0.0.1:{port}"
+        yield Lines(process.pid, process.stdout)
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
 
 
-# --- tokens ---------------------------------------------------------------------------------------------
+async def said(lines: Lines, within: float = 300.0) -> Any:
+    """The next line, which is JSON."""
+    with trio.fail_after(within):
+        return json.loads(await lines.next())
 
 
-@define
-class Stream:
-    """What was seen of one task, in seconds of the common clock."""
-
-    sent: float = 0.0
-    """When the service sent the first token."""
-    first: float = 0.0
-    last: float = 0.0
-    frames: int = 0
-
-
-async def watch(http: HttpClient, socket: PhoenixSocket, count: int, seen: Stream) -> None:
-    """One task from its POST to its end."""
-    body = {"prompt": "hi", "model": "bench", "input": {"max_tokens": count, "temperature": RATE}}
-    status, answer = await http.post("/api/tasks", body)
-    assert status == 202, answer
-    channel = await socket.join(f"task:{answer['task_id']}", {"last_seq": 0}, timeout=60)
-    told = channel.response["task"]["response"]
-    if told:
-        seen.first = time.monotonic()
-    async for message in channel:
-        if message.event == "text_delta":
-            seen.last = time.monotonic()
-            seen.first = seen.first or seen.last
-            seen.frames += 1
-        elif message.event == "llm_response":
-            assert message.payload["text"].count("wave") == count - 1, "tokens were lost"
-            seen.sent = float(message.payload["text"].split()[0])
-        elif message.event == "error":
-            raise AssertionError(message.payload)
+# --- the first token --------------------------------------------------------------------------------------
 
 
 async def first_tokens(server: ServerProcess, http: HttpClient) -> None:
     whole, path = [], []
     async with connect(server.url) as socket:
         for _ in range(FIRSTS):
-            began, seen = time.monotonic(), Stream()
-            await watch(http, socket, 5, seen)
-            whole.append(seen.first - began)
-            path.append(seen.first - seen.sent)
+            began = time.monotonic()
+            sent, first = await first_token(http, socket)
+            whole.append(first - began)
+            path.append(first - sent)
     emit("first_token_added_p50_ms", statistics.median(whole[1:]) * 1e3, "ms")
     emit("first_token_on_its_way_p50_ms", statistics.median(path[1:]) * 1e3, "ms")
 
 
-async def tokens(server: ServerProcess, http: HttpClient, streams: int) -> None:
-    """All streams at once. They live long enough for the last to begin well before the first ends."""
-    count = int(RATE * (WINDOW + 4 + streams / 25))
-    seen: list[Stream] = []
+async def first_token(http: HttpClient, socket: PhoenixSocket) -> tuple[float, float]:
+    """When the service sent a task's first token, and when it was here; then waits for the task's end."""
+    first, text = 0.0, ""
+    body = {"prompt": "hi", "model": "bench", "input": {"max_tokens": 5, "temperature": RATE}}
+    status, answer = await http.post("/api/tasks", body)
+    assert status == 202, answer
+    channel = await socket.join(f"task:{answer['task_id']}", {"last_seq": 0}, timeout=60)
+    if channel.response["task"]["response"]:
+        first = time.monotonic()
+    async for message in channel:
+        if message.event == "text_delta":
+            first = first or time.monotonic()
+        elif message.event == "llm_response":
+            text = message.payload["text"]
+        elif message.event == "error":
+            raise AssertionError(message.payload)
+    return float(text.split()[0]), first
 
-    async def socket_of(some: int) -> None:
-        async with connect(server.url) as socket, trio.open_nursery() as nursery:
-            for _ in range(some):
-                stream = Stream()
-                seen.append(stream)
-                nursery.start_soon(watch, http, socket, count, stream)
 
-    with trio.fail_after(count / RATE * 4 + 60):
-        async with trio.open_nursery() as nursery:
-            for begin in range(0, streams, STREAMS_PER_SOCKET):
-                nursery.start_soon(socket_of, min(STREAMS_PER_SOCKET, streams - begin))
-            while len(seen) < streams or not all(stream.first for stream in seen):  # noqa: ASYNC110
-                await trio.sleep(0.05)
-            used, began, frames = cpu(server.process), time.monotonic(), sum(stream.frames for stream in seen)
-            await trio.sleep(WINDOW)
-            used, took = cpu(server.process) - used, time.monotonic() - began
-            frames = sum(stream.frames for stream in seen) - frames
-            assert not any(stream.sent for stream in seen), (
-                "the machine does not bear so many streams: one ended before the window did"
-            )
-    late = statistics.median(each.last - each.sent - (count - 1) / RATE for each in seen)
-    told = streams * RATE * took
-    more = {"streams": streams, "frames_per_token": frames / told, "core_share": used / took}
-    emit("token_us", used / told * 1e6, "us", **more)
-    emit("last_token_late_p50_ms", late * 1e3, "ms", streams=streams)
+# --- tokens ---------------------------------------------------------------------------------------------
+
+
+async def tokens(url: str, kind: str, server: int, streams: int) -> Load:
+    """All streams at once, through the process `server`. They begin within a second."""
+    count = int(RATE * (WINDOW + 6))
+    watch = [sys.executable, str(HERE / "_providers_watch.py"), kind, url, *map(str, (streams, count, RATE, WINDOW))]
+    async with child(*watch) as lines:
+        await said(lines)
+        used, began = cpu(server), time.monotonic()
+        seen = await said(lines)
+        used, took = cpu(server) - used, time.monotonic() - began
+        assert not seen["early"], "a stream ended before the last one began"
+        await said(lines)
+    return Load(used / seen["tokens"] * 1e6, used / took, seen["tokens"] / (streams * RATE * WINDOW), seen)
+
+
+@frozen
+class Load:
+    """`token_us`: CPU of the server for each token that arrived; `delivered`: how many did, of those that were due."""
+
+    token_us: float
+    core_share: float
+    delivered: float
+    seen: dict[str, float]
+
+
+async def all_tokens(server: ServerProcess, llm: str, streams: int, with_peers: bool) -> None:
+    ours = await tokens(server.url, "elwift", server.process.pid, streams)
+    theirs = await peers(llm, streams) if with_peers else {}
+    more = {"streams": streams, "core_share": ours.core_share, "delivered": ours.delivered}
+    frames = ours.seen["frames"] / ours.seen["tokens"]
+    emit("token_us", ours.token_us, "us", {n: p.token_us for n, p in theirs.items()}, **more, frames_per_token=frames)
+    for name in ("p50", "p99"):
+        lags = {n: p.seen[name] * 1e3 for n, p in theirs.items()}
+        emit(f"token_lag_{name}_ms", ours.seen[name] * 1e3, "ms", lags, streams=streams)
+
+
+async def peers(llm: str, streams: int) -> dict[str, Load]:
+    """The relays, one after another; none where they cannot be installed."""
+    python = await trio.to_thread.run_sync(peer_python, "relay", *RELAY)
+    found = {}
+    for kind in ("httpx", "openai") if python else ():
+        async with child(str(python), str(HERE / "_providers_peers.py"), kind, llm) as lines:
+            url = f"http://127.0.0.1:{await said(lines)}"
+            found[f"{kind}_relay"] = await tokens(url, "relay", lines.pid, streams)
+    return found
 
 
 # --- webhooks -------------------------------------------------------------------------------------------
@@ -174,9 +208,9 @@ async def tokens(server: ServerProcess, http: HttpClient, streams: int) -> None:
 
 async def webhooks(server: ServerProcess) -> None:
     await _deliver(server, 200)  # warm
-    used, began = cpu(server.process), time.monotonic()
+    used, began = cpu(server.process.pid), time.monotonic()
     await _deliver(server, WEBHOOKS)
-    took, used = time.monotonic() - began, cpu(server.process) - used
+    took, used = time.monotonic() - began, cpu(server.process.pid) - used
     emit("webhooks_per_s", WEBHOOKS / took, "1/s", cpu_us=used / WEBHOOKS * 1e6)
 
 
@@ -215,4 +249,5 @@ async def _delivery(connection: Connection, host: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, int(sys.argv[1]) if len(sys.argv) > 1 else STREAMS)
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    trio.run(main, numbers[0] if numbers else STREAMS, "--no-peers" not in sys.argv)
