@@ -131,9 +131,14 @@ JobOutcome = Complete | Retry | Snooze | Discard | Cancel
 
 
 @frozen
+class Hold:
+    """Nothing happens to the job: what goes with this in one entry is refused unless the fence still holds."""
+
+
+@frozen
 class JobChange:
     """What happens to an existing job in a journal entry. Without a fence: an order by its owner (cancel, retry)."""
 
     job_id: UUID
-    outcome: JobOutcome
+    outcome: JobOutcome | Hold
     fence: Fence | None = None

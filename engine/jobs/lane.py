@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 
 from engine.jobs.admission import Estimate, Line, Pace, check, wait
 from engine.jobs.config import QueueConfig
-from engine.jobs.job import Cancel, Fence, Job, JobChange, JobOutcome, Lease, NewJob, Retry, Snooze
+from engine.jobs.job import Cancel, Fence, Hold, Job, JobChange, JobOutcome, Lease, NewJob, Retry, Snooze
 from engine.jobs.memory import Memory, as_job, uncounted
 from engine.jobs.ports import Claimed
 from engine.ports import Buffered, Committed, Receipt
@@ -227,6 +227,8 @@ class Lane:
 
     def changed(self, change: JobChange, receipt: Receipt) -> None:
         match receipt:
+            case Committed() | Buffered() if isinstance(change.outcome, Hold):
+                return
             case Committed():
                 self._change_committed(change)
             case Buffered():

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from engine.jobs.job import Cancel, Complete, Discard, Fence, JobChange, JobOutcome, NewJob, Retry, Snooze
+from engine.jobs.job import Cancel, Complete, Discard, Fence, Hold, JobChange, JobOutcome, NewJob, Retry, Snooze
 from engine.ports import Entry, PredictionChange
 from engine.providers import protocol as provider
 from engine.providers.protocol import FailureKind
@@ -95,7 +95,7 @@ def begin(task: TaskState, at: float, run: Running, model: str, earlier: Predict
         bodies.insert(0, ev.Reset("interrupted"))
     status = earlier.status if earlier else "intent"
     prediction = _prediction(task, run, status, attempt=task.attempt + 1, input=task.input, started_at=at)
-    return _entry(task, at, Actor.WORKER, bodies, predictions=(prediction,))
+    return _entry(task, at, Actor.WORKER, bodies, _change(run, Hold()), (prediction,))
 
 
 def accepted(task: TaskState, run: Running, event: provider.Accepted) -> Entry:
@@ -105,10 +105,10 @@ def accepted(task: TaskState, run: Running, event: provider.Accepted) -> Entry:
     return Entry(task, predictions=(change,))
 
 
-def output_stored(task: TaskState, at: float, output: ev.Output) -> Entry:
+def output_stored(task: TaskState, at: float, run: Running, output: ev.Output) -> Entry:
     """An output is kept under its final name."""
-    entry = _entry(task, at, Actor.WORKER, [ev.OutputStored(output)])
-    return Entry(entry.task, entry.events, outputs=(output,))
+    entry = _entry(task, at, Actor.WORKER, [ev.OutputStored(output)], _change(run, Hold()))
+    return evolve(entry, outputs=(output,))
 
 
 def finish(task: TaskState, at: float, run: Running, event: provider.Finished) -> Entry:
@@ -160,9 +160,7 @@ def set_aside(task: TaskState, at: float, run: Running, then: SetAside, node: st
 def cancel(task: TaskState, at: float, actor: Actor, reason: str, run: Running | None) -> Entry:
     """Somebody wants no more of it, at whatever stage."""
     job = JobChange(task.job_id, Cancel(reason)) if task.job_id else None
-    predictions = (
-        (_prediction(task, run, "canceled", completed_at=at, usage=run.usage, in_doubt=True),) if run else ()
-    )
+    predictions = (_prediction(task, run, "canceled", completed_at=at, usage=run.usage, in_doubt=True),) if run else ()
     return _entry(task, at, actor, [ev.Cancelled(reason)], job, predictions)
 
 
@@ -211,7 +209,7 @@ def _job(task: TaskState, scheduled_at: float | None, home: str | None) -> NewJo
     )
 
 
-def _change(run: Running, outcome: JobOutcome) -> JobChange:
+def _change(run: Running, outcome: JobOutcome | Hold) -> JobChange:
     return JobChange(run.fence.job_id, outcome, run.fence)
 
 

@@ -257,7 +257,9 @@ class TaskServer(GenServer[Live]):
     def _output(self, live: Live, attempt: int, output: Output) -> Reply[Live]:
         if (refusal := rules.may_step(live, attempt)) is not None:
             return Reply(refusal, live)
-        live = delivery.submit(self.runtime, live, decide.output_stored(live.task, self.runtime.clock(), output))
+        assert live.worker is not None
+        entry = decide.output_stored(live.task, self.runtime.clock(), live.worker.run, output)
+        live = delivery.submit(self.runtime, live, entry)
         return Reply(StepTaken(len(live.task.text)), self._kept(live))
 
     def _set_aside(self, live: Live, request: msg.SetAside) -> Reply[Live]:

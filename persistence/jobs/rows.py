@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from engine.jobs.job import Cancel, Complete, Discard, JobChange, JobState, Lease, NewJob, Retry, Snooze
+from engine.jobs.job import Cancel, Complete, Discard, Hold, JobChange, JobState, Lease, NewJob, Retry, Snooze
 from engine.jobs.lifecycle import settle
 from persistence.encoding import document
 
@@ -88,7 +88,8 @@ WITH change AS (
                               OR (j.state IN ('completed', 'cancelled', 'discarded') AND c.state <> 'available')
                               OR (j.state IN ('available', 'executing') AND c.state = 'available') THEN 'void'
                          ELSE 'order' END
-                WHEN j.lease_token = c.token AND j.state = 'executing' THEN 'held'
+                WHEN j.lease_token = c.token AND j.state = 'executing' THEN
+                    CASE WHEN c.state = 'executing' THEN 'kept' ELSE 'held' END
                 WHEN j.lease_token IN (c.token, c.next_token) AND j.state IN (c.state, 'executing') THEN 'repeated'
                 ELSE 'stale' END AS verdict
     FROM jobs j JOIN change c USING (id) ORDER BY j.id FOR UPDATE OF j
@@ -217,6 +218,8 @@ def _change_row(n: int, change: JobChange, lease: Lease | None) -> dict[str, Any
 def _outcome(change: JobChange) -> dict[str, Any]:
     """What a fenced outcome sets. Whoever decided on a Retry knew that there is an attempt left."""
     assert change.fence is not None
+    if isinstance(change.outcome, Hold):
+        return {"state": JobState.EXECUTING}
     attempt = change.fence.attempt
     settled = settle(change.outcome, attempt, max_attempts=attempt + 1, now=time.time())
     undo = isinstance(change.outcome, Snooze)
@@ -241,3 +244,5 @@ def _order(change: JobChange) -> dict[str, Any]:
             return {"state": JobState.CANCELLED, "error": reason}
         case Discard(error):
             return {"state": JobState.DISCARDED, "error": error}
+        case Hold():
+            raise ValueError("to hold a job is nobody's order: a worker asks it under its fence")

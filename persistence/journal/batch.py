@@ -17,7 +17,7 @@ import psycopg
 from attrs import define, field, frozen
 from psycopg.rows import class_row
 
-from engine.jobs.job import JobChange, Lease, NewJob
+from engine.jobs.job import Hold, JobChange, Lease, NewJob
 from engine.jobs.ports import QueueDoor
 from engine.ports import Committed, Duplicate, Receipt, Refused, StorageDown
 from engine.tasks import codec
@@ -210,7 +210,9 @@ class Writer:
         return self.door.reserve(job) if self.door else None
 
     def _successor(self, change: JobChange) -> Lease | None:
-        return self.door.successor(change.fence) if self.door and change.fence else None
+        if not self.door or not change.fence or isinstance(change.outcome, Hold):
+            return None
+        return self.door.successor(change.fence)
 
 
 def _pass_on(error: Exception) -> None:

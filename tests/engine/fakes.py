@@ -17,6 +17,7 @@ from attrs import define, evolve, field, frozen
 
 from engine.jobs.job import (
     Fence,
+    Hold,
     Job,
     JobChange,
     JobOutcome,
@@ -151,7 +152,7 @@ class MemoryStorage:
             self.predictions[prediction.id] = evolve(before, **changed) if before else prediction
         if entry.new_job:
             self.jobs[entry.new_job.id] = entry.new_job
-        if entry.job:
+        if entry.job and not isinstance(entry.job.outcome, Hold):
             self.outcomes.append(entry.job)
 
     def _tell_queue(self, entry: Entry, receipt: Receipt) -> None:

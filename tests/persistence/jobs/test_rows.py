@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 import pytest
 import trio
 
-from engine.jobs.job import Cancel, Complete, Discard, Fence, JobChange, JobState, Lease, NewJob, Retry, Snooze
-from engine.jobs.ports import JobRecord, Notice, NoticeKind
+from engine.jobs.job import Cancel, Complete, Discard, Fence, Hold, JobChange, JobState, Lease, NewJob, Retry, Snooze
+from engine.jobs.ports import Claim, JobRecord, Notice, NoticeKind
 from persistence.jobs.rows import ChangeRow, NewRow, apply_changes, insert_jobs
 from persistence.jobs.store import PostgresJobStore
 from persistence.pool import Pool
@@ -202,3 +202,46 @@ async def test_both_statements_run_inside_a_pipeline(database: Pool) -> None:
         assert await insert_jobs(conn, [(job, lease)]) == {job.id}
         assert await apply_changes(conn, [(JobChange(job.id, Complete(), lease.fence), None)]) == frozenset()
     assert (await found(database, job.id)).state is JobState.COMPLETED
+
+
+async def test_a_worker_that_only_holds_its_job_changes_nothing_and_is_refused_once_another_has_it(
+    database: Pool,
+) -> None:
+    job = a_job()
+    lease, other = leased(job), Fence(job.id, 1, uuid4())
+    await insert(database, (job, lease))
+    before = await found(database, job.id)
+    assert await apply(database, (JobChange(job.id, Hold(), lease.fence), None)) == frozenset()
+    assert await found(database, job.id) == before
+    assert await apply(database, (JobChange(job.id, Hold(), other), None)) == {0}
+    await apply(database, (JobChange(job.id, Cancel()), None))
+    assert await apply(database, (JobChange(job.id, Hold(), lease.fence), None)) == {0}
+
+
+async def test_what_a_job_waits_for_is_the_databases_time_however_wrong_the_servers_clock(
+    database: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose clock is ten minutes ahead says 'in a minute' in its own time; all others agree on the minute."""
+    true = time.time
+    monkeypatch.setattr(time, "time", lambda: true() + 600)
+    job, failed = a_job(scheduled_at=time.time() + 60), a_job()
+    lease = leased(failed)
+    await insert(database, (job, None), (failed, lease))
+    await apply(database, (JobChange(failed.id, Retry("no", time.time() + 60), lease.fence), None))
+    for one in (job, failed):
+        assert (await found(database, one.id)).scheduled_at == pytest.approx(true() + 60, abs=2)
+
+
+async def test_a_job_keeps_the_home_where_it_was_made_until_another_server_claims_it(database: Pool) -> None:
+    job = a_job(home="here", task_id=uuid4())
+    await insert(database, (job, None))
+    store = PostgresJobStore(database)
+    assert (await found(database, job.id)).home == "here"
+    async with store.notices() as notices:
+        await store.claim(Claim("default", 1, "there", BOOT, 30.0))
+        with trio.fail_after(5):
+            async for notice in notices:
+                if notice.kind is NoticeKind.MOVED:
+                    assert (notice.subject, notice.token) == (str(job.task_id), "here")
+                    break
+    assert (await found(database, job.id)).home == "there"
