@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import select
+import socket
 from collections.abc import Generator
 from contextlib import suppress
 from functools import partial
@@ -173,10 +175,14 @@ class TrioConnection(psycopg.AsyncConnection[Any]):
             self.pgconn.finish()
 
     def drop(self) -> None:
-        """Ends the connection under whoever uses it: their statement raises OperationalError."""
+        """Ends the connection under whoever uses it: their statement raises OperationalError, and they give it back.
+
+        Only its line is cut. To free it (`finish`) here would pull libpq's memory from under psycopg's generators,
+        which hold a bare pointer to it while they wait.
+        """
         if self.pgconn.status == pq.ConnStatus.OK:
-            trio.lowlevel.notify_closing(self.pgconn.socket)
-        self.pgconn.finish()
+            with socket.socket(fileno=os.dup(self.pgconn.socket)) as line, suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
 
     def hung_up(self) -> bool:
         """Whether this idle connection is of no use any more, as far as is known without asking the server.

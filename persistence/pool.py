@@ -253,9 +253,11 @@ class Pool:
             self._came_up = trio.Event()
         self._error = why
         self._latency = 0.0
-        for connection in (*self._idle, *self._lent):
-            connection.drop()
+        for connection in self._idle:
+            connection.pgconn.finish()
         self._idle.clear()
+        for connection in self._lent:
+            connection.drop()
 
 
 async def _connected(conninfo: str) -> TrioConnection:

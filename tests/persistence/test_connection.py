@@ -8,6 +8,7 @@ from time import perf_counter
 import psycopg
 import pytest
 import trio
+import trio.testing
 
 from persistence.connection import PRIVATE_NAMES, YIELD_BUDGET, TrioConnection, use_msgspec
 
@@ -50,6 +51,29 @@ async def test_a_cancelled_pipeline_closes_its_connection_and_raises_nothing_els
             for _ in range(40):
                 await connection.execute("SELECT length(%s)", ("x" * 1_000_000,))  # more than the socket takes
     assert scope.cancelled_caught
+    assert connection.closed
+
+
+@pytest.mark.parametrize("pieces", [0, 40], ids=["reading", "reading and writing"])
+async def test_a_connection_that_is_dropped_fails_its_user_who_alone_may_free_it(
+    connection: TrioConnection, pieces: int
+) -> None:
+    async def use() -> None:
+        async with connection.pipeline():
+            await connection.execute("SELECT pg_sleep(60)")
+            for _ in range(pieces):
+                await connection.execute("SELECT length(%s)", ("x" * 1_000_000,))  # more than the socket takes
+
+    async def drop() -> None:
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        connection.drop()
+        assert connection.pgconn.status == psycopg.pq.ConnStatus.OK
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drop)
+            with pytest.raises(psycopg.OperationalError):
+                await use()
     assert connection.closed
 
 
