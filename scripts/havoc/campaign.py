@@ -29,6 +29,10 @@ CHECK_WITHIN = 1200.0
 """Seconds for reading everything back."""
 WATCHERS_WITHIN = 60.0
 """Seconds in which every watcher has heard the end, once all has come to rest: more than a handshake may take."""
+TAKEN_AWAY = 60
+"""Tasks that are taken at least in a minute without PostgreSQL."""
+IN_SYNC_WITHIN = 60.0
+"""Seconds in which all that was taken is stored when PostgreSQL is back; it takes a few, on a busy machine more."""
 KILLS_A_LONG_FAULT = 100
 
 
@@ -68,6 +72,9 @@ class Campaign:
     broken: list[str] = field(factory=list)
     faults: Counter[str] = field(factory=Counter)
     settled_in: float = 0.0
+    minutes: int = 0
+    taken_away: int = 0
+    in_sync_after: list[float] = field(factory=list)
     began: float = field(factory=trio.current_time)
     load: Load = field(init=False)
     watchers: Watchers = field(init=False)
@@ -136,6 +143,7 @@ class Campaign:
 
     async def _commit(self, fault: Fault) -> None:
         self.faults[fault.name] += 1
+        before = len(self.load.orders)
         self.load.under_way = fault.name
         try:
             await fault.run(self.victim, self.chance)
@@ -145,6 +153,22 @@ class Campaign:
         if not self.victim.alive:
             self.complain(f"the server is dead after {fault.name}")
             await self.victim.start()
+        if fault.name == "take_postgres_away":
+            await self._back_in_sync(before)
+
+    async def _back_in_sync(self, before: int) -> None:
+        """After the minute without PostgreSQL: everything was taken meanwhile, and all of it is stored soon."""
+        self.minutes += 1
+        self.taken_away += len(self.load.orders) - before
+        if len(self.load.orders) - before < TAKEN_AWAY:
+            self.complain(f"only {len(self.load.orders) - before} tasks were taken in a minute without PostgreSQL")
+        began, timeline, life = trio.current_time(), self.victim.timeline, await self.victim.life()
+        with trio.move_on_after(IN_SYNC_WITHIN) as patience:
+            while timeline.quiet.get(life.number, 0.0) < began:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.05)
+        self.in_sync_after.append(trio.current_time() - began)
+        if patience.cancelled_caught:
+            self.complain(f"the journal was not empty {IN_SYNC_WITHIN:.0f} s after PostgreSQL came back")
 
     async def _reckon(self) -> Reckoning:
         reckoning = Reckoning(self.victim, self.complain, self.quota, self.watchers.sights)
@@ -192,6 +216,9 @@ class Campaign:
             *((f"socket lost: {name}", number) for name, number in sorted(self.watchers.lost.items())),
             ("/readyz degraded, s", round(self.readiness.degraded, 1)),
             ("entries in memory at most", self.readiness.most_buffered),
+            ("minutes without PostgreSQL", self.minutes),
+            ("… tasks taken meanwhile", self.taken_away),
+            ("… until all was stored, worst s", percentile(self.in_sync_after, 100)),
             ("POST to 202, p50 s", percentile(self.load.seconds, 50)),
             ("POST to 202, p99 s", percentile(self.load.seconds, 99)),
             ("POST to 202, worst s", percentile(self.load.seconds, 100)),

@@ -21,6 +21,7 @@ from scripts.havoc.disk import Quota
 from scripts.havoc.record import TERMINAL, Order
 from scripts.havoc.sight import Sight
 from scripts.havoc.victim import Victim
+from scripts.http_client import HttpClient, http_client
 
 EXPLAIN_AFTER = 20.0
 """Seconds without rest, after which it is said what the unfinished tasks wait for."""
@@ -40,6 +41,7 @@ class Reckoning:
     outputs: int = 0
     lost_from_memory: int = 0
     interrupted: int = 0
+    _files: httpx.AsyncClient = field(init=False)
 
     # --- rest -------------------------------------------------------------------------------------------
 
@@ -67,7 +69,7 @@ class Reckoning:
         """Reads every task that was ever acknowledged."""
         left = list(orders)
         with trio.move_on_after(within) as patience:
-            async with trio.open_nursery() as nursery:
+            async with httpx.AsyncClient(timeout=20.0, trust_env=False) as self._files, trio.open_nursery() as nursery:
                 for _ in range(READERS):
                     nursery.start_soon(self._reader, left)
         if patience.cancelled_caught:
@@ -75,19 +77,19 @@ class Reckoning:
 
     async def _reader(self, left: list[Order]) -> None:
         life = await self.victim.life()
-        async with httpx.AsyncClient(base_url=life.url, timeout=20.0, trust_env=False) as client:
+        async with http_client(life.url, 1) as client:
             while left:
                 await self._check(client, left.pop())
 
-    async def _check(self, client: httpx.AsyncClient, order: Order) -> None:
+    async def _check(self, client: HttpClient, order: Order) -> None:
         found: list[UUID] = []
         for task_id in order.ids():
-            answer = await client.get(f"/api/tasks/{task_id}")
-            if answer.status_code == 200:
+            status, answer = await client.get(f"/api/tasks/{task_id}")
+            if status == 200:
                 found.append(task_id)
-                await self._check_task(client, order, task_id, answer.json())
-            elif answer.status_code != 404:
-                self.complain(f"task {task_id}: GET was answered {answer.status_code}")
+                await self._check_task(client, order, task_id, answer)
+            elif status != 404:
+                self.complain(f"task {task_id}: GET was answered {status}")
             elif (sight := self.sights.get(task_id)) is not None and not found:
                 self._complain_all(task_id, judge.of_vanished(sight, self.victim.timeline))
         self._complain_all(order.task_id, judge.of_acks(order, found, self.victim.timeline))
@@ -95,41 +97,41 @@ class Reckoning:
         if len(order.acks) > 1:
             await self._ask_again(client, order, found)
 
-    async def _check_task(self, client: httpx.AsyncClient, order: Order, task_id: UUID, task: dict[str, Any]) -> None:
+    async def _check_task(self, client: HttpClient, order: Order, task_id: UUID, task: dict[str, Any]) -> None:
         status, timeline = task["status"], self.victim.timeline
         if status not in TERMINAL:
             self.complain(f"task {task_id} is {status}")
             return
-        log = (await client.get(f"/api/tasks/{task_id}/events")).json()["events"]
+        log = (await client.get(f"/api/tasks/{task_id}/events"))[1]["events"]
         self.statuses[status] += 1
         self.attempts += sum(row["type"] == "started" for row in log)
         self.interrupted += sum(row["type"] == "reset" for row in log)
         store_failed = self.quota is not None and self.quota.was_full(task["created_at"], task["completed_at"])
         self._complain_all(task_id, judge.of_log(status, log))
         self._complain_all(task_id, judge.of_attempts(log))
-        self._complain_all(task_id, judge.of_outcome(order.wish, task, log, store_failed))
+        self._complain_all(task_id, judge.of_outcome(order.wish, task, store_failed))
         self._complain_all(task_id, judge.of_cancellation(order, status, timeline))
         if (sight := self.sights.get(task_id)) is not None:
             self._complain_all(task_id, judge.of_sight(sight, status, log, timeline))
         if status == "completed":
             for output in task["outputs"]:
-                await self._check_output(client, task_id, output)
+                await self._check_output(task_id, output)
 
-    async def _check_output(self, client: httpx.AsyncClient, task_id: UUID, output: dict[str, Any]) -> None:
+    async def _check_output(self, task_id: UUID, output: dict[str, Any]) -> None:
         """The file is there, byte by byte."""
-        answer = await client.get(output["content_url"])
+        life = await self.victim.life()
+        answer = await self._files.get(life.url + output["content_url"])
         self.outputs += 1
         if answer.status_code != 200 or hashlib.sha256(answer.content).hexdigest() != output["sha256"]:
             self.complain(f"task {task_id}: output {output['index']} is not what it was ({answer.status_code})")
 
-    async def _ask_again(self, client: httpx.AsyncClient, order: Order, found: list[UUID]) -> None:
+    async def _ask_again(self, client: HttpClient, order: Order, found: list[UUID]) -> None:
         """The key of a task that is there answers that task."""
         if not found:
             return
-        headers = {"Idempotency-Key": order.wish.key}
-        answer = await client.post("/api/tasks", json=order.wish.body, headers=headers)
-        if answer.status_code != 202 or UUID(answer.json()["task_id"]) not in found:
-            self.complain(f"task {found[0]}: its key answers {answer.status_code} {answer.text[:200]}")
+        status, answer = await client.post("/api/tasks", {**order.wish.body, "idempotency_key": order.wish.key})
+        if status != 202 or UUID(answer["task_id"]) not in found:
+            self.complain(f"task {found[0]}: its key answers {status} {answer}")
 
     def _complain_all(self, task_id: UUID, problems: Any) -> None:
         for problem in problems:
