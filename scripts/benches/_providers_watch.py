@@ -94,7 +94,8 @@ class Elwift(Watch):
         for number in range(count):
             if number % PER_SOCKET == 0:
                 sock = self.connect(url, "/socket/websocket?vsn=2.0.0")
-            wish = {"prompt": "hi", "model": "bench", "input": {"max_tokens": tokens, "temperature": rate, "seed": count}}
+            pace = {"max_tokens": tokens, "temperature": rate, "seed": count}
+            wish = {"prompt": "hi", "model": "bench", "input": pace}
             connection.request("POST", "/api/tasks", json.dumps(wish), {"content-type": "application/json"})
             answer = json.loads(connection.getresponse().read())
             topic = f"task:{answer['task_id']}"
