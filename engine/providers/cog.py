@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from engine.ports import StorageDown
 from engine.providers import cog_wire as wire
@@ -133,6 +133,7 @@ class Visit:
     waiting: Waiting[Prediction]
     asked: bool = False
     held: bool = False
+    repeats: int | None = None
     latest: Prediction = field(init=False)
     story: Story = field(factory=Story)
     began: float = field(factory=trio.current_time)
@@ -148,6 +149,10 @@ class Visit:
     def _adopted(self) -> bool:
         """Whether an earlier life of this attempt had asked, or may have."""
         return self.request.external_id is not None or self.request.intent_at is not None
+
+    @property
+    def _trace(self) -> dict[str, str]:
+        return {"traceparent": self.request.trace_parent} if self.request.trace_parent else {}
 
     @property
     def _url(self) -> str:
@@ -195,7 +200,7 @@ class Visit:
                 async for wait in waits:
                     yield wait
         self.slots.took(request.attempt_id)
-        yield Accepted(str(request.attempt_id), self.latest.status)
+        yield Accepted(str(request.attempt_id), self.latest.status, self.repeats)
         if not self.held and request.external_id is None and self.slots.at_once is None:
             with trio.move_on_after(GLANCE):
                 self.slots.seen((await self._health()).status)
@@ -238,7 +243,7 @@ class Visit:
     async def _put(self) -> bool:
         body = self._body(["start", "output", "logs", "completed"])
         self.asked = True
-        answer = await self._ask("PUT", self._url, body, {"Prefer": "respond-async"})
+        answer = await self._ask("PUT", self._url, body, {"Prefer": "respond-async", **self._trace})
         if answer.status_code in (200, 201, 202):
             self._read(answer)
             return True
@@ -275,6 +280,8 @@ class Visit:
         return news is not None
 
     def _count_twice(self) -> None:
+        """It is asked for although it may have been taken before."""
+        self.repeats = 1
         POSSIBLE_DUPLICATES.labels(provider=Cog.name).inc()
 
     def _deaf(self) -> bool:
@@ -319,13 +326,20 @@ class Visit:
         if health.status not in ("READY", "BUSY"):
             self.away = self.away or now
             if now - self.away >= patience.illness:
-                raise Trouble(self._down(health.status))
+                self._leave(health.status)
             return
         self.away = None
         if await self._is_over(health.status, now):
             self.over = self.over or now
         if self.over is not None and now - self.over >= self._last_patience():
             await self._give_up()
+
+    def _leave(self, health: str) -> NoReturn:
+        """What is out of reach can be neither stopped nor followed, but it may be at work: the next attempt goes on
+        with it."""
+        in_doubt = health == wire.UNREACHABLE
+        self.asked = self.asked and not in_doubt
+        raise Trouble(evolve(self._down(health), in_doubt=in_doubt))
 
     def _born_again(self, health: Health) -> bool:
         self.born = self.born or health.born
@@ -375,7 +389,8 @@ class Visit:
     async def _hold(self) -> AsyncGenerator[Prediction, None]:
         """The prediction as it grows, told by its connection. Raises Trouble."""
         limit, self.asked = trio.current_time() + self.cog.patience.run, True
-        async with aclosing(held(self.cog.http, self._url, self._body(["completed"]))) as all_news:
+        body = self._body(["completed"])
+        async with aclosing(held(self.cog.http, self._url, body, self._trace)) as all_news:
             while not self.latest.terminal:
                 with trio.move_on_at(limit) as scope:
                     news = await self._next(all_news)

@@ -36,32 +36,36 @@ class Broken(Exception):
     """The connection ended before the prediction."""
 
 
-async def held(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Prediction, None]:
+async def held(
+    http: httpx.AsyncClient, url: str, body: dict[str, Any], headers: dict[str, str]
+) -> AsyncGenerator[Prediction, None]:
     """The prediction as it grows, to its end. The caller sets the deadline.
 
     Raises:
         Refused, Broken; httpx.HTTPError, BadPrediction.
     """
     try:
-        async with aclosing(_streamed(http, url, body)) as all_news:
+        async with aclosing(_streamed(http, url, body, headers)) as all_news:
             async for news in all_news:
                 yield news
     except Refused as refused:
         if refused.status != NO_STREAM:
             raise
-        yield await _whole(http, url, body)
+        yield await _whole(http, url, body, headers)
 
 
-async def _whole(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Prediction:
-    answer = await http.put(url, json=body, timeout=httpx.Timeout(None, connect=10.0))
+async def _whole(http: httpx.AsyncClient, url: str, body: dict[str, Any], headers: dict[str, str]) -> Prediction:
+    answer = await http.put(url, json=body, headers=headers, timeout=httpx.Timeout(None, connect=10.0))
     if answer.status_code not in (200, 201):
         raise Refused(answer.status_code, decoded(answer))
     return read_news(body["id"], decoded(answer))
 
 
-async def _streamed(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Prediction, None]:
-    headers, timeout = {"Accept": "text/event-stream"}, httpx.Timeout(None, connect=10.0)
-    async with http.stream("PUT", url, json=body, headers=headers, timeout=timeout) as answer:
+async def _streamed(
+    http: httpx.AsyncClient, url: str, body: dict[str, Any], headers: dict[str, str]
+) -> AsyncGenerator[Prediction, None]:
+    accepts, timeout = {**headers, "Accept": "text/event-stream"}, httpx.Timeout(None, connect=10.0)
+    async with http.stream("PUT", url, json=body, headers=accepts, timeout=timeout) as answer:
         if answer.status_code != 200:
             await answer.aread()
             raise Refused(answer.status_code, decoded(answer))

@@ -47,6 +47,8 @@ class Plan:
     """So many PUTs are taken, and their connection is cut before the answer."""
     hang: bool = False
     """PUTs get no answer."""
+    away: bool = False
+    """No request gets an answer; what runs goes on."""
     health: str = ""
     """What the health check says, whatever is the matter."""
     streams: bool = False
@@ -112,6 +114,8 @@ class FakeCog:
 
     async def handle(self, request: Request, reply: Reply) -> None:
         path = request.target.partition("?")[0]
+        if self.plan.away:
+            return
         match request.method, path.strip("/").split("/"):
             case "GET", ["health-check"]:
                 await _json(reply, 200, {"status": self.health, "setup": {"started_at": self.born}})
