@@ -6,10 +6,10 @@ when an attempt is over.
 
 from __future__ import annotations
 
-from typing import Any, LiteralString
+from typing import LiteralString
 from uuid import UUID
 
-from attrs import define, frozen
+from attrs import asdict, define, frozen
 from psycopg.rows import class_row
 
 from engine.providers.settlement import Doubt, Settled
@@ -28,33 +28,40 @@ IN_DOUBT: LiteralString = """
           SELECT FROM predictions n WHERE n.task_id = p.task_id AND n.attempt > p.attempt))
     ORDER BY p.id LIMIT %s
 """
-# What is known already stands; what was paid beside it is added. A row that is open belongs to who runs it, or to the
-# task's end.
-FIGURES: LiteralString = """
-    input_tokens = coalesce(coalesce(input_tokens, %(input_tokens)s) + %(more_input_tokens)s, input_tokens,
-        %(input_tokens)s, %(more_input_tokens)s),
-    output_tokens = coalesce(coalesce(output_tokens, %(output_tokens)s) + %(more_output_tokens)s, output_tokens,
-        %(output_tokens)s, %(more_output_tokens)s),
-    predict_seconds = coalesce(coalesce(predict_seconds, %(predict_seconds)s) + %(more_predict_seconds)s,
-        predict_seconds, %(predict_seconds)s, %(more_predict_seconds)s),
-    cost_estimate = coalesce(coalesce(cost_estimate, %(cost)s) + %(more_cost)s, cost_estimate, %(cost)s, %(more_cost)s),
-    updated_at = now()
-"""
-SETTLE: LiteralString = f"""
+# What is known already stands. A row that is open belongs to who runs it, or to the task's end.
+SETTLE: LiteralString = """
     UPDATE predictions p SET
         in_doubt = false, external_id = coalesce(external_id, (
             SELECT told.id FROM (SELECT %(external_id)s::text AS id) told WHERE NOT EXISTS (
                 SELECT FROM predictions o WHERE o.provider = p.provider AND o.external_id = told.id))),
         status = CASE WHEN status = 'succeeded' THEN status ELSE coalesce(%(status)s, status) END,
-        metrics = coalesce(metrics, %(metrics)s), duplicates = coalesce(%(duplicates)s, duplicates),
-        provider_completed_at = coalesce(provider_completed_at, now()), {FIGURES}
+        metrics = coalesce(metrics, %(metrics)s),
+        duplicates = CASE WHEN %(searched)s AND duplicates IS NOT NULL THEN cardinality(beside) ELSE duplicates END,
+        input_tokens = coalesce(input_tokens, %(input_tokens)s),
+        output_tokens = coalesce(output_tokens, %(output_tokens)s),
+        predict_seconds = coalesce(predict_seconds, %(predict_seconds)s),
+        cost_estimate = coalesce(cost_estimate, %(cost)s),
+        provider_completed_at = coalesce(provider_completed_at, now()), updated_at = now()
     WHERE id = %(id)s AND (in_doubt OR provider_completed_at IS NULL AND EXISTS (
         SELECT FROM tasks t WHERE t.id = p.task_id AND t.status IN ('completed', 'failed', 'cancelled')))
 """
-ADD: LiteralString = f"""
-    UPDATE predictions SET duplicates = coalesce(duplicates, 0) + 1, {FIGURES} WHERE id = %(id)s
+# Added once, however often it is told.
+ADD: LiteralString = """
+    UPDATE predictions p SET
+        beside = array_append(beside, %(external_id)s),
+        duplicates = greatest(before.duplicates, cardinality(beside) + 1),
+        input_tokens = coalesce(input_tokens + %(input_tokens)s, input_tokens, %(input_tokens)s),
+        output_tokens = coalesce(output_tokens + %(output_tokens)s, output_tokens, %(output_tokens)s),
+        predict_seconds = coalesce(predict_seconds + %(predict_seconds)s, predict_seconds, %(predict_seconds)s),
+        cost_estimate = coalesce(cost_estimate + %(cost)s, cost_estimate, %(cost)s), updated_at = now()
+    FROM (SELECT id, coalesce(duplicates, 0) AS duplicates FROM predictions WHERE id = %(id)s FOR UPDATE) before
+    WHERE p.id = before.id AND NOT beside @> ARRAY[%(external_id)s]
+    RETURNING p.duplicates > before.duplicates
 """
-KNOWN: LiteralString = "SELECT 1 FROM predictions WHERE provider = %s AND external_id = %s AND id <> %s"
+KNOWN: LiteralString = """
+    SELECT 1 FROM predictions WHERE provider = %(provider)s AND external_id = %(external_id)s AND id <> %(attempt)s
+    UNION ALL SELECT 1 FROM predictions WHERE beside <> '{}' AND beside @> ARRAY[%(external_id)s]
+"""
 WANTED: LiteralString = "SELECT status NOT IN ('completed', 'failed', 'cancelled') FROM tasks WHERE id = %s"
 OF_TASK: LiteralString = """
     SELECT id, attempt, provider, external_id, status, error_message, input_tokens, output_tokens, predict_seconds,
@@ -109,21 +116,24 @@ class Bills:
             "external_id": settled.external_id,
             "status": settled.status,
             "metrics": document(settled.metrics) if settled.metrics else None,
-            "duplicates": settled.duplicates,
-            **_figures(settled.usage, settled.beside),
+            "searched": settled.searched,
+            **asdict(settled.usage),
         }
         async with self.pool.connection() as connection:
             return (await connection.execute(SETTLE, values)).rowcount > 0
 
-    async def add(self, attempt_id: UUID, usage: Usage) -> None:
-        """One more prediction was paid for this attempt."""
+    async def add(self, attempt_id: UUID, external_id: str, usage: Usage) -> bool:
+        """One more prediction was paid for this attempt; whether that had not been reckoned with."""
         async with self.pool.connection() as connection:
-            await connection.execute(ADD, {"id": attempt_id, **_figures(Usage(), usage)})
+            cursor = await connection.execute(ADD, {"id": attempt_id, "external_id": external_id, **asdict(usage)})
+            row = await cursor.fetchone()
+        return bool(row and row[0])
 
     async def known(self, provider: str, external_id: str, attempt_id: UUID) -> bool:
-        """Whether another attempt than this has the provider's prediction on record."""
+        """Whether another attempt than this has the provider's prediction on record, or any has it beside its own."""
+        values = {"provider": provider, "external_id": external_id, "attempt": attempt_id}
         async with self.pool.connection() as connection:
-            cursor = await connection.execute(KNOWN, (provider, external_id, attempt_id))
+            cursor = await connection.execute(KNOWN, values)
             return await cursor.fetchone() is not None
 
     async def wanted(self, task_id: UUID) -> bool:
@@ -138,8 +148,3 @@ class Bills:
             cursor = connection.cursor(row_factory=class_row(Bought))
             await cursor.execute(OF_TASK, (task_id,))
             return tuple(await cursor.fetchall())
-
-
-def _figures(usage: Usage, more: Usage) -> dict[str, Any]:
-    own = {name: getattr(usage, name) for name in ("input_tokens", "output_tokens", "predict_seconds", "cost")}
-    return own | {f"more_{name}": getattr(more, name) for name in own}

@@ -132,5 +132,5 @@ async def _into(slip: Slip[T], work: Callable[[], Awaitable[T]]) -> None:
     try:
         slip.results.append(await work())
         slip.problem = None
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001 - whoever waits gets it
         slip.problem = problem

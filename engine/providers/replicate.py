@@ -368,7 +368,10 @@ class Watch:
     began: float = field(factory=trio.current_time)
     _heard: float = field(factory=trio.current_time)
     _next: float = field(init=False)
+    _gone: float | None = None
+    """Since when the service has not known it."""
     _problem: Lost | Refusal | None = None
+    _asked: bool = False
 
     def __attrs_post_init__(self) -> None:
         self._next = self.pace.first
@@ -376,7 +379,7 @@ class Watch:
     @property
     def pause(self) -> float:
         """Until the prediction is asked for; one that is adopted is asked for at once."""
-        if self.adopted and self._heard == self.began and self._problem is None:
+        if self.adopted and not self._asked:
             return 0.0
         return max(self._next, self.pace.silence) if self.webhooks and self._problem is None else self._next
 
@@ -385,25 +388,29 @@ class Watch:
         return trio.current_time() - self.began > self.pace.run_limit + self.pace.grace
 
     def heard(self) -> None:
-        self._heard, self._problem = trio.current_time(), None
+        self._heard, self._gone, self._problem = trio.current_time(), None, None
         self._slower()
 
     def missed(self, problem: Lost | Refusal) -> None:
+        gone = isinstance(problem, Refusal) and problem.gone
+        self._gone = (self._gone or trio.current_time()) if gone else None
         self._problem = problem
         self._slower()
         if isinstance(problem, Refusal) and problem.failed.retry_after:
             self._next = max(self._next, min(problem.failed.retry_after, 30.0))
 
     def _slower(self) -> None:
+        self._asked = True
         self._next = min(max(self._next, self.pace.first) * 1.5, self.pace.longest)
 
     @property
     def verdict(self) -> Failed | None:
         """What the attempt fails with, once it is too long that nothing was heard."""
-        silent = trio.current_time() - self._heard
+        now = trio.current_time()
+        silent = now - self._heard
+        if self._gone is not None and now - self._gone > self.pace.gone_after:
+            return failures.result_lost()
         match self._problem:
-            case Refusal(gone=True) if silent > self.pace.gone_after:
-                return failures.result_lost()
             case Refusal(failed) if silent > self.pace.lost_after:
                 return failures.out_of_sight(failed.code)
             case Lost(why) if silent > self.pace.lost_after:

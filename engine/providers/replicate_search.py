@@ -37,6 +37,8 @@ class Wanted:
     input: dict[str, Any] = field(repr=False)
     since: float = 0.0
     webhooks: bool = False
+    but: str | None = None
+    """The one that is known, when others are looked for."""
 
     @classmethod
     def of(cls, request: ProviderRequest, since: float, webhooks: bool) -> Wanted:
@@ -92,7 +94,7 @@ class Search:
             brief = read_prediction(item)
         except BadPrediction:
             return None
-        if brief.id in self.claimed or not may_be(brief, wanted):
+        if brief.id in self.claimed or brief.id == wanted.but or not may_be(brief, wanted):
             return None
         if "input" in item and not is_it(brief, wanted):
             return None

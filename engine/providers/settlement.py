@@ -7,7 +7,7 @@ Every step may be repeated; a row is settled once. May import the provider and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 from uuid import UUID
@@ -16,7 +16,7 @@ import structlog
 import trio
 from attrs import define, field, frozen
 
-from engine.models.price import priced, together
+from engine.models.price import priced
 from engine.otp import ChildSpec, Start, init_ack
 from engine.ports import Model, StorageDown
 from engine.providers.metrics import POSSIBLE_DUPLICATES
@@ -48,14 +48,13 @@ class Doubt:
 
 @frozen
 class Settled:
-    """What turned out. `usage` is of the attempt's own prediction, `beside` of others that were paid for it."""
+    """What turned out of an attempt's own prediction. `searched`: whether others were looked for, too."""
 
     external_id: str | None = None
     status: str | None = None
     metrics: dict[str, Any] | None = None
     usage: Usage = field(factory=Usage)
-    beside: Usage = field(factory=Usage)
-    duplicates: int | None = None
+    searched: bool = False
 
 
 class Ledger(Protocol):
@@ -69,8 +68,8 @@ class Ledger(Protocol):
         """Writes down how it ended; False when there is no such attempt in doubt (any more)."""
         ...
 
-    async def add(self, attempt_id: UUID, usage: Usage) -> None:
-        """One more prediction was paid for this attempt, whether it is over or not."""
+    async def add(self, attempt_id: UUID, external_id: str, usage: Usage) -> bool:
+        """One more prediction was paid for this attempt, over or not; whether that had not been reckoned with."""
         ...
 
 
@@ -119,15 +118,17 @@ class Settlement:
         """A prediction that nobody wants: it is stopped and put on the bill. What fails here the next round does."""
         try:
             last = await self.provider.ended(identifier)
-            model = self.models.find(f"{request.model}:{request.version}") or self.models.find(request.model)
-            usage = _usage([last] if last else [], model)
-            if beside:
-                POSSIBLE_DUPLICATES.labels(provider=self.provider.name).inc()
-                await self.ledger.add(request.attempt_id, usage)
-            elif last is not None:
-                await self.ledger.settle(request.attempt_id, Settled(identifier, last.status, last.metrics, usage))
+            if last is not None:
+                model = self.models.find(f"{request.model}:{request.version}") or self.models.find(request.model)
+                await self._note(request.attempt_id, last, model, beside)
         except (Lost, Refusal, StorageDown) as problem:
             log.warning("not settled yet", prediction=identifier, why=str(problem))
+
+    async def _note(self, attempt_id: UUID, last: Prediction, model: Model | None, beside: bool) -> None:
+        if not beside:
+            await self.ledger.settle(attempt_id, _settled(last, model))
+        elif await self.ledger.add(attempt_id, last.id, _usage(last, model)):
+            POSSIBLE_DUPLICATES.labels(provider=self.provider.name).inc()
 
     # --- round by round, from the record ---------------------------------------------------------------
 
@@ -143,23 +144,23 @@ class Settlement:
 
     async def _outcome(self, doubt: Doubt) -> Settled | None:
         """What became of it; None while that cannot be said. Raises Lost, Refusal, StorageDown."""
-        model, pace = self.models.get(doubt.model_id), self.rhythm
+        model = self.models.get(doubt.model_id)
         last = await self.provider.ended(doubt.external_id) if doubt.external_id else None
-        if doubt.external_id and doubt.duplicates is None:
-            return _settled(doubt, last, [], model)
-        if model is None:
-            return Settled()
-        found = await self._others(doubt, model)
-        if found is None or (not found and self.provider.api.clock() - doubt.ended_at < pace.surely_listed):
+        if model is None or (doubt.external_id and doubt.duplicates is None):
+            return _settled(last, model)
+        others = await self._others(doubt, model)
+        if others is None or (not others and self.provider.api.clock() - doubt.ended_at < self.rhythm.surely_listed):
             return None
-        if doubt.external_id is None and doubt.status != "succeeded" and found:
-            return _settled(doubt, found[0], found[1:], model)
-        return _settled(doubt, last, found, model)
+        if doubt.external_id is None and doubt.status != "succeeded" and others:
+            last = others.pop(0)
+        for other in others:
+            await self._note(doubt.id, other, model, beside=True)
+        return _settled(last, model, searched=True)
 
     async def _others(self, doubt: Doubt, model: Model) -> list[Prediction] | None:
         """Predictions that fit the attempt and that nobody has, stopped by now; None: one may be on its way."""
         webhooks = bool(self.provider.public_url)
-        wanted = Wanted(doubt.id, model.slug, model.version, doubt.input, doubt.began_at, webhooks)
+        wanted = Wanted(doubt.id, model.slug, model.version, doubt.input, doubt.began_at, webhooks, doubt.external_id)
         search = self.provider.search
         if search.busy(wanted):
             return None
@@ -174,22 +175,14 @@ class Settlement:
         return found
 
 
-def _settled(doubt: Doubt, last: Prediction | None, others: list[Prediction], model: Model | None) -> Settled:
-    """Counted is what had not been counted as a possible duplicate before."""
-    new = len(others) - (doubt.duplicates or 0)
-    if new > 0:
-        POSSIBLE_DUPLICATES.labels(provider=Replicate.name).inc(new)
-    return Settled(
-        external_id=last.id if last else None,
-        status=last.status if last else None,
-        metrics=last.metrics if last else None,
-        usage=_usage([last] if last else [], model),
-        beside=_usage(others, model),
-        duplicates=len(others) if others or doubt.duplicates is not None else None,
-    )
+def _settled(last: Prediction | None, model: Model | None, searched: bool = False) -> Settled:
+    if last is None:
+        return Settled(searched=searched)
+    return Settled(last.id, last.status, last.metrics, _usage(last, model), searched)
 
 
-def _usage(predictions: Sequence[Prediction], model: Model | None) -> Usage:
-    price: Mapping[str, float] = model.price if model else {}
-    billed = [each for each in predictions if each.status != "aborted"]
-    return together([priced(usage_of(each.metrics) or Usage(), price, counts_of(each)) for each in billed])
+def _usage(last: Prediction, model: Model | None) -> Usage:
+    """What it used and cost; one that never started is not billed."""
+    if last.status == "aborted":
+        return Usage()
+    return priced(usage_of(last.metrics) or Usage(), model.price if model else {}, counts_of(last))

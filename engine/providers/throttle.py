@@ -37,8 +37,10 @@ class Throttle:
         try:
             with trio.move_on_after(self.longest) as patience:
                 async with self._turn:
-                    while self._closed:  # whoever was before may have been refused, and closed it again
+                    while True:  # whoever was before may have been refused, and closed it again
                         await trio.sleep_until(self._until)
+                        if not self._closed:
+                            break
             return self._left + self._pause * self._waiting if patience.cancelled_caught else None
         finally:
             self._waiting -= 1

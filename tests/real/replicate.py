@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import trio
@@ -43,6 +42,7 @@ class House:
     service: Service
     http: HttpClient
     application: Application | None = None
+    duplicates_before: float = 0.0
 
     @property
     def provider(self) -> Replicate:
@@ -59,6 +59,7 @@ class House:
             "version": "official",
             "category": "image",
             "price": {"second": PRICE},
+            "settings": {"backoff": {"floor": 0.5, "base": 0.1, "ceiling": 1.0, "jitter": 0.0}},
             **more,
         }
         status, answer = await self.http.post("/api/models", model)
@@ -77,9 +78,11 @@ class House:
 
     async def ended(self, task_id: str, within: float = 40.0) -> dict[str, Any]:
         with trio.fail_after(within):
-            while (task := await self.task(task_id))["status"] not in ("completed", "failed", "cancelled"):
+            while True:
+                task = await self.task(task_id)
+                if task["status"] in ("completed", "failed", "cancelled"):
+                    return task
                 await trio.sleep(0.05)
-        return task
 
     async def cancel(self, task_id: str) -> None:
         status, answer = await self.http.post(f"/api/tasks/{task_id}/cancel", {})
@@ -94,11 +97,12 @@ class House:
     def bought(self, name: str) -> list[Run]:
         return [run for run in self.service.runs.values() if run.model == f"acme/{name}"]
 
-    async def stopped(self) -> None:
-        """Until nothing runs at the service any more."""
-        with trio.fail_after(20):
-            while self.service.running():
-                await trio.sleep(0.02)
+    async def begun(self, name: str, **script: Any) -> tuple[str, Run]:
+        """A task whose prediction runs until it is let go."""
+        await self.model(name)
+        task_id = await self.start(name, **{"steps": 1, "held": True, **script})
+        await until(lambda: [run for run in self.bought(name) if run.started_at is not None])
+        return task_id, self.bought(name)[0]
 
     async def settled(self, *task_ids: str) -> None:
         """Rounds of the settlement, until nothing of these tasks is open."""
@@ -112,12 +116,25 @@ class House:
                     return
                 await trio.sleep(0.1)
 
+    async def duplicates(self) -> float:
+        """How many calls were counted as paid beside another, since the server started."""
+        return await self.metric("elwift_provider_duplicate_calls_total") - self.duplicates_before
+
     async def metric(self, name: str) -> float:
-        """A metric's sum over its labels."""
+        """A metric's sum over its labels: of this OS process, whatever ran in it before."""
         async with httpx.AsyncClient(trust_env=False) as client:
             text = (await client.get(f"{self.service.reach}/metrics")).text
         lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+async def until(condition: Callable[[], object], within: float = 20.0) -> None:
+    """Waits for something that no event tells of."""
+    with trio.fail_after(within):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.01)
 
 
 def settings(service: Service, **more: Any) -> dict[str, Any]:
@@ -143,8 +160,5 @@ async def house(data_dir: Path, webhooks: bool = False, **more: Any) -> AsyncIte
             made.provider.pace = QUICK
             made.provider.api.create_within = 1.0
             made.provider.api.within = 1.0
+            made.duplicates_before = await made.metric("elwift_provider_duplicate_calls_total")
             yield made
-
-
-def unique() -> str:
-    return uuid4().hex[:8]

@@ -59,7 +59,8 @@ async def test_a_replicate_task_runs_and_leaves_its_prediction_on_record(data_di
     async with fake_replicate.serving() as service:
         token = {"replicate_api_token": SecretStr(fake_replicate.TOKEN), "replicate_base_url": service.url}
         async with server(data_dir, **token) as (application, http):
-            task = await over(application, await create(http, "flux-schnell", script={"pieces": ["a ", "poem"], "cost": 0.5}))
+            script = {"pieces": ["a ", "poem"], "cost": 0.5}
+            task = await over(application, await create(http, "flux-schnell", script=script))
             assert (task.status, task.text, task.attempt) == (Status.COMPLETED, "a poem", 1)
             assert task.usage is not None
             assert task.usage.predict_seconds == 0.5

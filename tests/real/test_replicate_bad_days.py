@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.real.replicate import House, house
+from tests.real.replicate import House, house, until
 
 ONE = ("completed", None, 1, 1, 0)
 """Status, error's code, attempts, predictions bought, possible duplicates."""
@@ -100,9 +100,7 @@ async def test_whatever_is_heard_of_a_prediction_the_task_has_one_end(data_dir: 
             faults, script, _ = FOLLOW[name]
             await at.model(name)
             task_id = await at.start(name, **{"interval": 0.1, **script})
-            with trio.fail_after(10):
-                while not at.bought(name):
-                    await trio.sleep(0.01)
+            await until(lambda: at.bought(name))
             (run,) = at.bought(name)
             at.service.faults.extend((f"^GET /v1/predictions/{run.id} ", fault) for fault in faults)
             return await outcome(at, name, task_id)
@@ -110,7 +108,7 @@ async def test_whatever_is_heard_of_a_prediction_the_task_has_one_end(data_dir: 
         found = await gathered({name: scenario(name) for name in FOLLOW})
         assert found == {name: expected for name, (_, _, expected) in FOLLOW.items()}
         assert not at.service.running()
-        assert await at.metric("elwift_provider_duplicate_calls_total") == 0
+        assert await at.duplicates() == 0
 
 
 async def test_what_is_cancelled_stops_there_and_stands_on_the_bill(data_dir: Path) -> None:
@@ -122,9 +120,7 @@ async def test_what_is_cancelled_stops_there_and_stands_on_the_bill(data_dir: Pa
             if fault:
                 at.service.faults.append((f"^POST /v1/models/acme/{name}/predictions ", fault))
             tasks[name] = await at.start(name, **{"steps": 1, "held": True, **script})
-            with trio.fail_after(10):
-                while not at.bought(name):
-                    await trio.sleep(0.01)
+            await until(lambda: at.bought(name))
 
         at.provider.api.create_within = 10.0
         async with trio.open_nursery() as nursery:
@@ -139,10 +135,7 @@ async def test_what_is_cancelled_stops_there_and_stands_on_the_bill(data_dir: Pa
             nursery.start_soon(running, "just-done")
         (deaf,), (done,) = at.bought("deaf"), at.bought("just-done")
         at.service.faults.extend([(f"^POST /v1/predictions/{deaf.id}/cancel ", "500")] * 2)
-        with trio.fail_after(10):
-            while done.started_at is None:
-                await trio.sleep(0.01)
-        await at.settled()
+        await until(lambda: done.started_at)
         done.finish.set()
         await gathered({name: at.cancel(task_id) for name, task_id in tasks.items()})
         at.service.released.set()  # the answer to the one that was being made comes when nobody waits for it
@@ -154,4 +147,4 @@ async def test_what_is_cancelled_stops_there_and_stands_on_the_bill(data_dir: Pa
         assert sum(each["total"]["cost"] or 0 for each in statements) == pytest.approx(at.service.bill(), rel=0.01)
         _, report = await at.http.get("/api/usage")
         assert report["total"]["cost"] == pytest.approx(at.service.bill(), rel=0.01)
-        assert await at.metric("elwift_provider_duplicate_calls_total") == 0
+        assert await at.duplicates() == 0
