@@ -11,7 +11,8 @@
     ├─ jobs               queues and workers
     ├─ recovery           brings unfinished tasks back; what other servers do
     ├─ sockets, longpolls one process a connection, one a joined topic
-    └─ endpoint           the listener
+    ├─ endpoint           the listener
+    └─ memory             ends some processes before there is none left
 
 Imports everything. How it is run is in `serve`.
 """
@@ -99,6 +100,7 @@ from web.sockets.mount import mount, mount_longpoll
 from web.sockets.pubsub import PubSub
 from web.sockets.socket import Protocol
 from web.telemetry.otlp import Collector, Exporter
+from web.thrift import guards, memory_limit
 
 MODELS_RETRY = 1.0
 
@@ -262,6 +264,7 @@ class Application:
             DynamicSupervisor.spec(id="sockets", name="sockets"),
             self.polls.spec(),
             self.endpoint.spec(),
+            *guards(memory_limit(self.settings.memory_limit)),
         ]
 
     def _webhook_url(self, attempt_id: UUID) -> str:

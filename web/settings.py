@@ -97,6 +97,10 @@ class Settings:
     """A server that has not been heard of for so long, by the database's clock, counts as lost: its jobs run again and
     its tasks are taken over by those that share the database. At least 1."""
 
+    memory_limit: int = 0
+    """Bytes of resident memory above which tasks that wait, and at last sockets, are ended to save the rest; 0: three
+    quarters of what the machine or its container has."""
+
     # who generates
     local_model: bool = True
     local_threads: int = 0

@@ -38,6 +38,10 @@ class Action(Enum):
     END = "ended"
 
 
+def _names(kinds: Iterable[str]) -> frozenset[str]:
+    return frozenset(kinds)
+
+
 @frozen
 class Policy:
     """What to do at which memory use.
@@ -49,7 +53,7 @@ class Policy:
 
     hibernate_at: int
     end_at: int
-    kinds: frozenset[str] = field(converter=frozenset)
+    kinds: frozenset[str] = field(converter=_names)
     min_age: float = 60.0
     batch: int = 1000
     interval: float = 5.0

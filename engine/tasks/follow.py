@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
+import structlog
 import trio
 
-from engine.otp import Via, cast, init_ack
+from engine.otp import StartFailed, Via, cast, init_ack
 from engine.ports import StorageDown
 from engine.runtime import Runtime
+from engine.tasks import lookup
 from engine.tasks.ids import key
 from engine.tasks.server import CatchUp, Moved
 from engine.tasks.stash import Live
+
+log = structlog.get_logger(__name__)
 
 EVERY = 1.0
 """Seconds between two questions, each about at most PAGE tasks."""
@@ -32,6 +36,7 @@ async def follow(runtime: Runtime) -> None:
         await trio.sleep(EVERY)
         waiting = waiting or list(runtime.stash.ids())
         page, waiting = waiting[:PAGE], waiting[PAGE:]
+        await _tidy(runtime, page)
         idle = [live for live in map(runtime.stash.get, page) if live is not None and _idle(live)]
         try:
             await _ask(runtime, idle)
@@ -43,6 +48,22 @@ def moved(runtime: Runtime, task_id: UUID) -> None:
     """Another server has claimed the task's job."""
     if task_id in runtime.stash:
         _tell(runtime, task_id, Moved())
+
+
+async def _tidy(runtime: Runtime, page: Sequence[UUID]) -> None:
+    """What was ended from outside, to save memory or by an operator: a task that waits for its turn is read again when
+    it is wanted, one that has something under way goes on."""
+    for task_id in page:
+        live = runtime.stash.get(task_id)
+        if live is None or not live.started or runtime.names.whereis(key(task_id)) is not None:
+            continue
+        if _idle(live) and not live.subscribers:
+            runtime.stash.drop(task_id)
+        else:
+            try:
+                await lookup.start(runtime, task_id)
+            except StartFailed as failed:
+                log.error("task not started again", task_id=str(task_id), reason=repr(failed.reason))
 
 
 async def _ask(runtime: Runtime, idle: Sequence[Live]) -> None:

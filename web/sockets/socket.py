@@ -89,6 +89,9 @@ class Socket(GenServer[SocketState]):
         match message:
             case Received(frames):
                 return await self._received(frames, state)
+            case ExitSignal(reason=Shutdown("memory") as reason):
+                state.transport.close(CloseCode.TRY_LATER, "out of memory")
+                return Stop(reason, state)
             case ExitSignal(pid=pid, reason=reason) if pid is not None:
                 _channel_ended(state, pid, reason)
             case Joined(pid):

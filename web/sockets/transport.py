@@ -35,7 +35,7 @@ class CloseCode(IntEnum):
     CRASHED = 1011
     RESTART = 1012
     TRY_LATER = 1013
-    """The client reads more slowly than its outbox allows."""
+    """The client reads more slowly than its outbox allows, or the server is short of memory."""
 
 
 @frozen

@@ -185,3 +185,8 @@ def test_metrics_say_what_an_autoscaler_and_an_alert_need(nobody: httpx.Client) 
         "elwift_http_request_duration_seconds_bucket",
     ):
         assert name in metrics
+
+
+def test_what_ends_processes_before_memory_ends_stands_in_the_tree(olga: httpx.Client) -> None:
+    names = [child["id"] for child in olga.get("/api/supervisor").json()["tree"]["children"]]
+    assert {"memory of tasks", "memory of sockets"} <= set(names)

@@ -131,9 +131,9 @@ class Server:
                 if not process.dead:
                     await ended.wait()
 
-    async def kill_sockets(self) -> None:
+    async def kill_sockets(self, reason: object = KILL) -> None:
         for process in self.processes("Socket"):
-            exit(process.pid, KILL)
+            exit(process.pid, reason)
 
     def kill_channels(self, topic: str) -> None:
         for process in self.processes("ChannelServer"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine.otp import Shutdown
 from tests.web.sockets.lines import Client, ask
 from tests.web.sockets.server import Server
 
@@ -402,6 +403,14 @@ async def test_a_socket_process_that_is_killed_closes_with_1011_and_takes_its_ch
         await join(client)
         await server.kill_sockets()
         assert await client.closed() == 1011
+    await server.all_gone()
+
+
+async def test_a_socket_that_is_ended_to_save_memory_tells_its_client_to_come_back_later(server: Server) -> None:
+    async with server.connect() as client:
+        await join(client)
+        await server.kill_sockets(Shutdown("memory"))
+        assert await client.closed() == 1013
     await server.all_gone()
 
 
