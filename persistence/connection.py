@@ -184,6 +184,16 @@ class TrioConnection(psycopg.AsyncConnection[Any]):
             with socket.socket(fileno=os.dup(self.pgconn.socket)) as line, suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is under way on it: a user who was cancelled may leave a pipeline or a transaction open."""
+        return (
+            not self.closed
+            and self._pipeline is None
+            and self.pgconn.pipeline_status == pq.PipelineStatus.OFF
+            and self.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        )
+
     def hung_up(self) -> bool:
         """Whether this idle connection is of no use any more, as far as is known without asking the server.
 

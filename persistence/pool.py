@@ -17,7 +17,6 @@ from typing import LiteralString
 import psycopg
 import trio
 from attrs import define, field, frozen
-from psycopg.pq import TransactionStatus
 
 from engine.ports import StorageDown
 from persistence.connection import TrioConnection, use_msgspec
@@ -146,8 +145,7 @@ class Pool:
     def _give(self, connection: TrioConnection) -> None:
         """Takes a connection back, unless it is broken or in the middle of something."""
         self._lent.discard(connection)
-        usable = not connection.closed and connection.pgconn.transaction_status == TransactionStatus.IDLE
-        if usable and self._up:
+        if connection.at_rest and self._up:
             self._idle.append(connection)
         else:
             connection.pgconn.finish()

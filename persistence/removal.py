@@ -22,13 +22,13 @@ was deleted has ended by then."""
 
 ONE: LiteralString = """
     SELECT id, user_id, model, job_id FROM tasks
-    WHERE id = %(task)s AND status IN ('completed', 'failed', 'cancelled') FOR UPDATE
+    WHERE id = %(task)s AND status NOT IN ('queued', 'processing') FOR UPDATE
 """
 # One that was archived and then tried again is let alone.
 ARCHIVED: LiteralString = """
     SELECT id, user_id, model, job_id FROM tasks
     WHERE archived_at IS NOT NULL AND archived_at < now() - %(seconds)s * interval '1 second'
-      AND status IN ('completed', 'failed', 'cancelled')
+      AND status NOT IN ('queued', 'processing')
     ORDER BY archived_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 """
 
@@ -193,6 +193,7 @@ class Removal:
 
     async def _remove(self, which: LiteralString, wanted: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
         async with self.pool.connection() as connection:
-            cursor = await connection.execute(f"WITH doomed AS MATERIALIZED ({which}), {REMOVE}", wanted)
+            query: LiteralString = f"WITH doomed AS MATERIALIZED ({which}), {REMOVE}"
+            cursor = await connection.execute(query, wanted, prepare=False)
             ((count, names),) = await cursor.fetchall()
         return count, tuple(names)

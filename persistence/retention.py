@@ -18,7 +18,7 @@ ARCHIVE: LiteralString = """
     UPDATE tasks SET archived_at = now(), updated_at = now() WHERE id IN (
         SELECT id FROM tasks
         WHERE archived_at IS NULL AND completed_at IS NOT NULL AND completed_at < now() - %s * interval '1 second'
-          AND status IN ('completed', 'failed', 'cancelled')
+          AND status NOT IN ('queued', 'processing')
         ORDER BY completed_at LIMIT %s FOR UPDATE SKIP LOCKED)
 """
 FORGET_DELIVERIES: LiteralString = """
@@ -44,5 +44,5 @@ class Retention:
 
     async def _run(self, statement: LiteralString, seconds: float, limit: int) -> int:
         async with self.pool.connection() as connection:
-            cursor = await connection.execute(statement, (seconds, limit))
+            cursor = await connection.execute(statement, (seconds, limit), prepare=False)
         return cursor.rowcount

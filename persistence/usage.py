@@ -70,7 +70,7 @@ class UsageStore:
             return ()
         async with self.pool.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(DayOfUse))
-            await cursor.execute(BY_DAY, {"user": user, "since": first})
+            await cursor.execute(BY_DAY, {"user": user, "since": first}, prepare=False)  # a user's tasks may be many
             return tuple(await cursor.fetchall())
 
     async def spent_on(self, user: str, day: date) -> float:

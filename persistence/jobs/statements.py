@@ -317,9 +317,10 @@ RECORD: LiteralString = """
 
 GET: LiteralString = f"{RECORD} WHERE id = %s"
 
-PAGE: LiteralString = f"""
-    {RECORD}
-    WHERE (%(queue)s::text IS NULL OR queue = %(queue)s) AND (%(state)s::job_state IS NULL OR state = %(state)s)
-      AND (%(after)s::uuid IS NULL OR id < %(after)s)
-    ORDER BY id DESC LIMIT %(limit)s
-"""
+# Joined to a page's query as they are asked for; the dead letters of a queue, which operators look for, have an index.
+OF_QUEUE: LiteralString = " AND queue = %(queue)s"
+OF_STATE: LiteralString = " AND state = %(state)s"
+OF_DEAD: LiteralString = " AND state = 'discarded'"
+BEFORE: LiteralString = " AND id < %(after)s"
+PAGE: LiteralString = f"{RECORD} WHERE true"
+NEWEST: LiteralString = " ORDER BY id DESC LIMIT %(limit)s"

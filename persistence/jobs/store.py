@@ -234,8 +234,15 @@ class PostgresJobStore:
         self, queue: str | None, state: JobState | None, after: UUID | None, limit: int
     ) -> tuple[JobRecord, ...]:
         args = {"queue": queue, "state": state, "after": after, "limit": limit}
+        query = sql.PAGE
+        if queue is not None:
+            query += sql.OF_QUEUE
+        if state is not None:
+            query += sql.OF_DEAD if state is JobState.DISCARDED else sql.OF_STATE
+        if after is not None:
+            query += sql.BEFORE
         async with self._connection() as conn:
-            rows = await (await conn.execute(sql.PAGE, args)).fetchall()
+            rows = await (await conn.execute(query + sql.NEWEST, args)).fetchall()
         return tuple(_record(row) for row in rows)
 
     # --- notifications ---

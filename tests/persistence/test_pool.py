@@ -87,3 +87,22 @@ async def test_a_connection_lost_in_use_is_storage_down(database: Pool, conninfo
 )
 def test_the_class_of_an_error_tells_an_outage_from_a_mistake(state: str, away: bool) -> None:
     assert is_outage(psycopg.errors.lookup(state)("")) is away
+
+
+async def test_a_connection_whose_user_was_cancelled_in_a_pipeline_is_not_handed_out_again(database: Pool) -> None:
+    """At whatever checkpoint it happens."""
+
+    async def use() -> None:
+        async with database.connection() as connection, connection.pipeline(), connection.transaction():
+            await connection.execute("SELECT 1")
+            await connection.execute("SELECT 2")
+
+    for turns in range(12):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use)
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        async with database.connection() as connection:
+            rows = await connection.execute("SELECT generate_series(1, 300)")
+            assert len(await rows.fetchmany(100)) == 100
