@@ -31,8 +31,7 @@ ROUNDS = 30
 
 
 async def main(tasks: int) -> int:
-    folder = Path(tempfile.mkdtemp(prefix="elwift-bench-"))
-    folder.chmod(0o711)
+    folder = make_folder()
     server = EmbeddedServer(DataFolder(folder / "data"))
     pool = WatchedPool(server.conninfo)
     try:
@@ -50,6 +49,13 @@ async def main(tasks: int) -> int:
         server.folder.release()
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if scans else 0
+
+
+def make_folder() -> Path:
+    """One that PostgreSQL's account can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="elwift-bench-"))
+    folder.chmod(0o711)
+    return folder
 
 
 def vacuum(conninfo: str) -> None:

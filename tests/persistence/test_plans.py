@@ -1,4 +1,4 @@
-"""Every question is answered by an index, also by a plan that was made when the tables were empty and never told better.
+"""Every question is answered by an index, also by a plan that was made when the tables were empty and is still kept.
 
 The questions are those of the bench at a million tasks, asked through the application's own code; PostgreSQL tells
 (auto_explain) how it ran each statement, those of foreign keys included.
@@ -86,5 +86,6 @@ async def plans(asker: Asker, name: str) -> str:
     whole = {table for plan in pool.plans for table in plan.whole & GROWN}
     pages = sum(plan.pages for plan in pool.plans)
     if whole or pages > PAGES.get(name, 1000):
-        return f"{name} scans {sorted(whole)}, {pages} pages: {[(p.pages, sorted(p.indices), p.query[:150]) for p in pool.plans]}"
+        how = [(plan.pages, sorted(plan.indices), plan.query[:150]) for plan in pool.plans]
+        return f"{name} scans {sorted(whole)}, {pages} pages: {how}"
     return ""
