@@ -143,6 +143,20 @@ class DynamicSupervisor(GenServer[Brood]):
         except (StartFailed, ChildError) as error:
             return Reply(Refusal(error), state)
 
+    @staticmethod
+    def start_now(me: Process, spec: ChildSpec, caller: From) -> bool:
+        """Begins a start in the caller's turn if it would be the next thing to happen here anyhow; else False."""
+        idle = me.sleeper is not None and not me.queue and me.exiting is None
+        plain = type(me.behaviour) is DynamicSupervisor and not vars(me.behaviour)  # neither traced nor suspended
+        if not (idle and plain) or spec.start.how is How.CALLING:
+            return False
+        me.handled += 1
+        try:
+            _start_new(me, me.state, spec, caller)
+        except StartFailed as error:
+            caller.resolve(Refusal(error))
+        return True
+
     async def handle_info(self, message: Any, state: Brood) -> NoReply[Brood] | Stop[Brood]:
         me = current_process()
         match message:

@@ -110,7 +110,11 @@ async def handle(process: Process, entry: System) -> Reason:
         return request.reason
     if isinstance(request, Suspend):
         entry.caller.resolve(None)
-        return await _suspended(process)
+        process.behaviour.__dict__["suspended"] = True  # for whoever would act in its place
+        try:
+            return await _suspended(process)
+        finally:
+            del process.behaviour.__dict__["suspended"]
     entry.caller.resolve(_answer(process, request))
     return None
 

@@ -10,6 +10,7 @@ import trio
 from engine.otp import (
     BRUTAL_KILL,
     KILL,
+    KILLED,
     MAX_CHILDREN,
     NOT_FOUND,
     PERMANENT,
@@ -17,6 +18,7 @@ from engine.otp import (
     TEMPORARY,
     TRANSIENT,
     Backoff,
+    CallFailed,
     ChildError,
     ChildSpec,
     Counts,
@@ -35,8 +37,11 @@ from engine.otp import (
     count_children,
     exit,
     processes,
+    resume,
     start_child,
+    suspend,
     terminate_child,
+    trace_messages,
     whereis,
     which_children,
 )
@@ -248,3 +253,42 @@ async def test_a_restart_under_way_ends_when_its_child_is_terminated(
     await trio.sleep(10)
     assert diary.events == ["init a"]
     assert list(processes()) == [sup]
+
+
+# --- a start in the caller's turn -------------------------------------------------------------------------
+
+
+async def test_a_suspended_supervisor_starts_nothing_until_it_is_resumed(sup: Pid, diary: Diary) -> None:
+    await suspend(sup)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start_child, sup, nameless(diary, "a"))
+        await settle()
+        assert diary.events == []
+        await resume(sup)
+    assert diary.events == ["init a"]
+
+
+async def test_a_traced_supervisor_shows_each_start(sup: Pid, diary: Diary) -> None:
+    shown: list[object] = []
+    await trace_messages(sup, lambda handled: shown.append(type(handled.message).__name__))
+    await start_child(sup, nameless(diary, "a"))
+    await trace_messages(sup, None)
+    await start_child(sup, nameless(diary, "b"))
+    assert (shown, diary.events) == (["StartChild"], ["init a", "init b"])
+
+
+async def test_a_caller_hears_when_the_supervisor_ends_under_its_start(sup: Pid, diary: Diary) -> None:
+    class Stuck(Plain):
+        async def init(self, *args: Any) -> Any:
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+
+        async def starting() -> None:
+            with pytest.raises(CallFailed) as failed:
+                await start_child(sup, nameless(diary, "a", server=Stuck))
+            assert failed.value.reason is KILLED
+
+        nursery.start_soon(starting)
+        await settle()
+        exit(sup, KILL)
