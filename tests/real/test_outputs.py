@@ -75,6 +75,8 @@ async def story(url: str, task_id: UUID) -> list[Message]:
         async with connect(url) as socket:
             channel = await socket.join(f"task:{task_id}", {"last_seq": 0})
             missed = [Message(each["event"], each["payload"]) for each in channel.response["events"]]
+            if channel.response["task"]["status"] in ("completed", "failed", "cancelled"):
+                return missed
             return missed + [message async for message in channel]
 
 

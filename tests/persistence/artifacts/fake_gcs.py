@@ -2,8 +2,8 @@
 
 Objects are written once a generation; preconditions are checked as the service does (412 conditionNotMet), resumable
 uploads keep what they have and say how much (308), listings come in pages, V4 links are verified with the account's
-public key. Each entry of `faults` is met once, by the next request whose line matches: a status to answer instead, or
-`lost` (done, but the answer never comes), `hang`.
+public key. Each entry of `faults` is met once, by the next request whose line matches (an upload's line ends with its
+object's name): a status to answer instead, or `lost` (done, but the answer never comes), `hang`.
 """
 
 from __future__ import annotations
@@ -112,9 +112,11 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_any(self) -> None:
-        service, line = self.service, f"{self.command} {self.path}"
-        service.requests.append(line)
+        service = self.service
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        name = re.search(rb'"name": ?"([^"]+)"', body[:2000]) if self.command == "POST" else None
+        line = f"{self.command} {self.path}{' ' + name[1].decode() if name else ''}"
+        service.requests.append(line)
         service.in_memory = max(service.in_memory, len(body))
         fault = ""
         if service.faults and re.search(service.faults[0][0], line):
