@@ -33,7 +33,7 @@ from engine.ports import (
     StorageDown,
 )
 from persistence.journal.batch import Writer
-from persistence.journal.line import Line
+from persistence.journal.line import BATCH_ENTRIES, Line
 from persistence.journal.rows import Pending, Poison, prepare
 from persistence.outage import concerns_all, is_locked, is_passing
 from persistence.pool import Pool
@@ -49,6 +49,8 @@ PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds between attempts while the database is there but takes no writes; the last one stays."""
 TRIES_WHOLE = 3
 """After so many failures of a batch it is tried in parts."""
+CAUGHT_UP = BATCH_ENTRIES
+"""As many entries as may wait when an outage counts as over."""
 RECENT_KEYS = 20_000
 RESERVE = 4
 """Entries of tasks that are already under way are taken up to this many times the bound: what runs may end."""
@@ -289,10 +291,11 @@ class PostgresJournal:
         raise StorageDown(f"a write got no answer within {FLUSH_TIMEOUT:.0f} s")
 
     def _written(self, pending: Pending, receipt: Receipt) -> None:
-        """A lane is done with an entry: the database has spoken, so it is there."""
-        if not self._up:
+        """A lane is done with an entry: the database has spoken, so it is there. But the journal is up again only when
+        it has caught up: until then who comes waits behind all that came before, and had better hear so at once."""
+        if not self._up and self._line.count <= CAUGHT_UP:
+            log.info("the journal writes again; it kept entries in memory for %.1f s", time() - self._since)
             self._up, self._since, self._error = True, time(), None
-            log.info("the journal writes again; %d entries wait", self._line.count)
         self.committed += isinstance(receipt, Committed)
         self._leave(pending, receipt)
 
@@ -329,6 +332,6 @@ class PostgresJournal:
         """A database that takes its time is as good as away for those who wait: they hear so after `PATIENCE`."""
         while True:
             await trio.sleep(PATIENCE / 4)
-            oldest = min((pending.since for pending in self._line.taken()), default=math.inf)
+            oldest = min((pending.since for pending in self._line.taken() if not pending.told), default=math.inf)
             if self._up and trio.current_time() - oldest > PATIENCE:
                 self._outage(f"a write takes longer than {PATIENCE:.0f} s", [])
