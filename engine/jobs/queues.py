@@ -29,6 +29,7 @@ from engine.otp import ChildSpec
 from engine.ports import Receipt
 
 DEFAULT_PRIORITY = 4
+PAGE = 100
 
 
 @frozen
@@ -206,9 +207,15 @@ class Queues:
     async def get(self, job_id: UUID) -> JobRecord | None:
         return await self.store.get(job_id)
 
+    async def page(
+        self, queue: str | None = None, state: JobState | None = None, after: UUID | None = None
+    ) -> tuple[JobRecord, ...]:
+        """Jobs, newest first, a hundred at a time. Raises StorageDown."""
+        return await self.store.page(queue, state, after, limit=PAGE)
+
     async def dead_letters(self, queue: str | None = None, after: UUID | None = None) -> tuple[JobRecord, ...]:
         """Jobs that failed for good, newest first, a hundred at a time."""
-        return await self.store.page(queue, JobState.DISCARDED, after, limit=100)
+        return await self.page(queue, JobState.DISCARDED, after)
 
     # --- what the processes of the subtree tell ---
 

@@ -47,6 +47,9 @@ STAGE_AT_ONCE = 5_000
 RESCUE_AT_ONCE = 500
 BEATS_AT_ONCE = 500
 PRUNE_AT_ONCE = 10_000
+DEAF_BEAT = 1.0
+"""Seconds between heartbeats while notifications do not arrive: by a heartbeat a server learns that it is to stop what
+it runs."""
 FLUSH_WITHIN = 5.0
 """Seconds for the last outcomes to be written at shutdown."""
 
@@ -148,7 +151,7 @@ class Clockwork:
         await queues.heart.beat(self._extend)
         await queues.servers.beat(queues.timing.lease, queues.slots(), queues.heart.may_rescue)
         queues.count_others()
-        return None
+        return None if queues.hearing.push else DEAF_BEAT
 
     async def _extend(self) -> None:
         """Extends the leases of all that lives here; what the database no longer grants is stopped."""

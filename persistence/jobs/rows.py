@@ -60,6 +60,7 @@ WITH incoming AS (
            CASE WHEN i.token IS NOT NULL THEN now() END,
            i.token, i.node, i.boot, now() + i.seconds * interval '1 second'
     FROM incoming i LEFT JOIN turns s USING (queue, priority, user_key)
+    ORDER BY i.unique_key
     ON CONFLICT DO NOTHING
     RETURNING id, queue, state
 ), told AS (

@@ -52,6 +52,7 @@ KNOWN: dict[str, Kind] = {
     "no_such_model": Kind(404, "No such model"),
     "no_such_process": Kind(404, "No such process"),
     "no_such_queue": Kind(404, "No such queue"),
+    "no_such_job": Kind(404, "No such job"),
     "invalid_schema": Kind(422, "The schema is no JSON Schema"),
     "invalid_input": Kind(422, "The input does not fit the model"),
     "task_exists": Kind(409, "The task exists already"),
@@ -62,6 +63,7 @@ KNOWN: dict[str, Kind] = {
     "conflict": Kind(409, "Something else was first"),
     "name_taken": Kind(409, "The name is taken"),
     "seeded_model": Kind(409, "The model belongs to the system"),
+    "job_exists": Kind(409, "Another job has the unique key"),
     "not_stoppable": Kind(409, "This process may not be killed"),
     # how much is asked for
     "over_capacity": Kind(429, "Too much is waiting already"),

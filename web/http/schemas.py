@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.jobs.job import JobState
 from web.http import problems
 from web.http.models import WriteModel
 from web.http.route import Schema
@@ -263,7 +264,29 @@ ANSWERS: dict[str, Schema] = {
     ),
     "Queues": _object({"queues": _list(_ref("Queue"))}),
     "Revocation": _object({"user": _STRING, "revoked": _FLAG, "sockets_closed": _COUNT, "stored": _FLAG}),
-    "DeadLetters": _object({"jobs": _list(_ANY_OBJECT), "cursor": _nullable(_STRING)}),
+    "Job": _object(
+        {
+            "id": _ID,
+            "state": {"type": "string", "enum": [state.value for state in JobState]},
+            "queue": _STRING,
+            "worker": _STRING,
+            "task_id": _nullable(_ID),
+            "user": _nullable(_STRING),
+            "priority": _COUNT,
+            "attempt": _COUNT,
+            "max_attempts": _COUNT,
+            "rescues": _COUNT,
+            "snoozes": _COUNT,
+            "scheduled_at": _TIME,
+            "created_at": _TIME,
+            "updated_at": _TIME,
+            "node": _nullable(_STRING),
+            "home": _nullable(_STRING),
+            "errors": _list(_object({"attempt": _COUNT, "at": _TIME, "error": _STRING})),
+        }
+    ),
+    "Jobs": _object({"jobs": _list(_ref("Job")), "cursor": _nullable(_STRING)}),
+    "DeadLetters": _object({"jobs": _list(_ref("Job")), "cursor": _nullable(_STRING)}),
     "Overview": _object(
         {
             "at": _TIME,

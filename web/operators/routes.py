@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
-from uuid import UUID
 
 import msgspec
 import structlog
@@ -16,7 +15,6 @@ from attrs import asdict, define, field
 from prometheus_client.metrics_core import Metric
 
 from engine.errors import UserError
-from engine.jobs.ports import JobRecord
 from engine.jobs.queues import Queues
 from engine.otp import KILL, ChildSpec, Pid, exit, introspect
 from engine.otp.introspect import ProcessInfo
@@ -27,6 +25,7 @@ from web.http.exchange import Answer, Ask, Handler, json
 from web.http.house import House
 from web.http.route import Parameter, Route
 from web.operators.doors import Doors
+from web.operators.jobs import JobRoutes, cursor_of, jobs_page
 from web.operators.overview import overview, queue_view, rested
 from web.operators.recent import RESTARTED, Recent
 from web.operators.tree import killable, node_view, process_view, read_pid
@@ -109,12 +108,7 @@ class Operators:
     async def dead_letters(self, house: House, ask: Ask) -> Answer:
         """Jobs that failed for good, newest first, a hundred at a time."""
         self._queue(ask)
-        try:
-            after = UUID(ask.query["cursor"]) if "cursor" in ask.query else None
-        except ValueError:
-            raise UserError("invalid_cursor", "The cursor is the id of the last job of the page before.") from None
-        jobs = await self.queues.dead_letters(ask.args["name"], after)
-        return json({"jobs": [job_view(job) for job in jobs], "cursor": str(jobs[-1].id) if len(jobs) == 100 else None})
+        return jobs_page(await self.queues.dead_letters(ask.args["name"], cursor_of(ask)))
 
     # --- acting ---
 
@@ -246,6 +240,7 @@ class Operators:
             _act("/api/queues/<name>/pause", self.pause, "Pause a queue", "Queue", _QUEUE),
             _act("/api/queues/<name>/resume", self.resume, "Resume a queue", "Queue", _QUEUE),
             _act("/api/queues/<name>/scale", self.scale, "Scale a queue", "Queue", (*_BODY, *_QUEUE), "Scale"),
+            *JobRoutes(self.queues, self._record).routes,
             _act("/api/users/<path:user>/revoke", self.revoke, "Shut a user out", "Revocation", ("conflict",)),
             _act("/api/users/<path:user>/restore", self.restore, "Let a user in again", "Revocation", ()),
         )
@@ -290,21 +285,3 @@ def _act(
         operator=True,
         tag="operators",
     )
-
-
-def job_view(job: JobRecord) -> dict[str, object]:
-    """A dead letter, without what it was asked to do."""
-    return {
-        "id": str(job.id),
-        "state": job.state.value,
-        "queue": job.queue,
-        "worker": job.worker,
-        "task_id": None if job.task_id is None else str(job.task_id),
-        "user": job.user,
-        "priority": job.priority,
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        "created_at": job.created_at,
-        "updated_at": job.updated_at,
-        "errors": [{"attempt": error.attempt, "at": error.at, "error": error.error} for error in job.errors],
-    }

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from uuid import uuid4
 
 import pytest
 import trio
+from attrs import evolve
 from prometheus_client import REGISTRY
 
 from engine.errors import UserError
+from engine.jobs import metrics, notifier
 from engine.jobs.backoff import Backoff
 from engine.jobs.config import Cron, QueueConfig
 from engine.jobs.cron import Every
-from engine.jobs.job import Complete, Discard, Job, JobChange, JobOutcome, JobState, Recorded, Retry, Snooze
-from engine.jobs.ports import Claim, QueueSetting
+from engine.jobs.job import Cancel, Complete, Discard, Job, JobChange, JobOutcome, JobState, Recorded, Retry, Snooze
+from engine.jobs.ports import Claim, Notice, NoticeKind, QueueSetting
 from engine.otp import SHUTDOWN, Node, Shutdown, exit, whereis
 from engine.ports import Committed
 from persistence.jobs.rows import insert_jobs
 from persistence.jobs.store import PostgresJobStore
 from persistence.pool import Pool
-from tests.persistence.jobs.floor import Floor, Gate, new_job, running
+from tests.persistence.jobs.floor import QUICK, Floor, Gate, new_job, running
 
 SOON = Backoff(floor=0.0, base=0.01, jitter=0.0)
 
@@ -413,6 +417,34 @@ async def test_one_users_thousand_jobs_do_not_hold_up_anothers_one(node: Node, d
         gate.open()
         await floor.until(lambda: one.id in {job.id for job in floor.ended})
         assert len(floor.ended) < 100
+
+
+class Deaf(PostgresJobStore):
+    """Behind a proxy that lets a connection LISTEN and swallows what comes: nothing arrives, and nothing fails."""
+
+    @asynccontextmanager
+    async def notices(self) -> AsyncIterator[AsyncIterator[Notice]]:
+        async def nothing() -> AsyncGenerator[Notice, None]:
+            await trio.sleep_forever()
+            yield Notice(NoticeKind.PING)
+
+        async with aclosing(nothing()) as silence:
+            yield silence
+
+
+async def test_where_notifications_are_swallowed_the_poll_is_at_work_and_says_so(
+    node: Node, database: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifier, "ECHO_WITHIN", 0.1)
+    gate, timing = Gate(), evolve(QUICK, heartbeat=0.7, lease=30.0)
+    async with running(database, {"gate": gate}, store=Deaf(database), timing=timing) as floor:
+        assert floor.queues.stats()[0].mode == "poll"
+        job = new_job("gate")
+        await PostgresJobStore(database).insert([job])  # by another server
+        await floor.until(lambda: len(floor.started) == 1)
+        await PostgresJobStore(database).settle([JobChange(job.id, Cancel())])  # there, too
+        await floor.until(lambda: len(floor.ended) == 1, seconds=3)
+        assert (floor.queues.stats()[0].mode, metrics.PUSH._value.get()) == ("poll", 0)
 
 
 # --- admission ---

@@ -24,6 +24,7 @@ ALL = (*ROUTES, *Operators(None).routes, *UsageRoutes(None).routes, *RemovalRout
 @pytest.mark.parametrize("route", ALL, ids=lambda route: route.name)
 def test_every_call_is_documented(route: Route) -> None:
     path = route.path.replace("<task_id>", "<id>").replace("<model_id>", "<id>").replace("<path:user>", "<user>")
+    path = path.replace("<job_id>", "<id>")
     assert f"`{route.method} {path}`" in DOCS
 
 

@@ -145,6 +145,47 @@ def test_dead_letters_are_listed_without_what_was_asked(olga: httpx.Client, alic
     assert code(olga.get("/api/queues/default/dead-letters?cursor=x")) == (400, "invalid_cursor")
 
 
+def test_a_job_is_held_back_released_and_cancelled(olga: httpx.Client, alice: httpx.Client) -> None:
+    olga.post("/api/queues/default/pause")
+    try:
+        task_id = made(alice, {"model": "simulate", "input": {"steps": 1, "interval": 0}})
+        waiting = olga.get("/api/jobs", params={"queue": "default", "state": "available"}).json()["jobs"]
+        job = next(job for job in waiting if job["task_id"] == task_id)
+        path = f"/api/jobs/{job['id']}"
+        assert olga.post(f"{path}/suspend").json()["state"] == "suspended"
+        assert code(olga.post(f"{path}/suspend")) == (409, "conflict")
+    finally:
+        olga.post("/api/queues/default/resume")
+    after = made(alice, {"model": "simulate", "input": {"steps": 1, "interval": 0}})
+    assert ended(alice, after)["status"] == "completed"
+    assert alice.get(f"/api/tasks/{task_id}").json()["status"] == "queued"
+    assert olga.post(f"{path}/release").json()["state"] == "scheduled"
+    assert ended(alice, task_id)["status"] == "completed"
+    assert code(olga.post(f"{path}/release")) == (409, "conflict")
+    assert olga.get(path).json()["state"] == "completed"
+    long = made(alice, LONG)
+    jobs = until(lambda: olga.get("/api/jobs", params={"state": "executing"}).json()["jobs"])
+    running = next(job for job in jobs if job["task_id"] == long)
+    assert olga.post(f"/api/jobs/{running['id']}/cancel").json()["state"] == "cancelled"
+    assert ended(alice, long)["status"] == "cancelled"
+
+
+def test_a_dead_letter_is_tried_again_by_hand(olga: httpx.Client, alice: httpx.Client) -> None:
+    wish = {"model": "simulate", "input": {"steps": 1, "interval": 0, "fail_at": 1, "fail_attempts": 1}}
+    task_id = made(alice, wish)
+    assert ended(alice, task_id)["status"] == "failed"
+    dead = olga.get("/api/jobs", params={"state": "discarded"}).json()["jobs"]
+    letter = next(job for job in dead if job["task_id"] == task_id)
+    assert "simulated_failure" in letter["errors"][0]["error"]
+    again = olga.post(f"/api/jobs/{letter['id']}/retry").json()
+    assert (again["task_id"], again["id"] != letter["id"]) == (task_id, True)
+    assert ended(alice, task_id)["status"] == "completed"
+    assert code(olga.post(f"/api/jobs/{letter['id']}/retry")) == (409, "not_failed")
+    assert code(olga.get("/api/jobs/00000000-0000-0000-0000-000000000000")) == (404, "no_such_job")
+    assert code(olga.get("/api/jobs/x")) == (404, "no_such_job")
+    assert code(olga.get("/api/jobs?state=asleep")) == (400, "invalid_request")
+
+
 def test_a_user_who_is_shut_out_is_refused_until_restored(olga: httpx.Client, bob: httpx.Client) -> None:
     assert olga.post("/api/users/bob/revoke").json()["revoked"] is True
     try:
