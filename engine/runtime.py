@@ -44,6 +44,10 @@ class Estimate(Protocol):
 class Admission(Protocol):
     """The part of the queues that a new task meets."""
 
+    def has(self, queue: str) -> bool:
+        """Whether there is such a queue here."""
+        ...
+
     def admit(self, queue: str, user: str | None, priority: int = ..., typical: float | None = ...) -> Estimate:
         """Raises UserError (`over_capacity`, `over_quota`) with `retry_after`."""
         ...

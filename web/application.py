@@ -19,7 +19,7 @@ Imports everything. How it is run is in `serve`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from secrets import token_bytes
@@ -64,7 +64,7 @@ from web.auth import AuthSettings, Guard, OriginPolicy
 from web.auth.refresh import KeyRefresher
 from web.auth.revocations import Revocations
 from web.auth.settings import parse_tokens
-from web.backends import LOCAL_SLOTS, Backends, artifacts, backends
+from web.backends import Backends, artifacts, backends
 from web.channels.house import ChannelHouse
 from web.channels.routes import application_router
 from web.endpoint import Endpoint, EndpointSettings
@@ -93,7 +93,7 @@ from web.http.webhooks import ReplicateWebhooks
 from web.operators.doors import Doors
 from web.operators.overview import metrics
 from web.operators.routes import Operators
-from web.settings import Settings
+from web.settings import Settings, read_queues
 from web.sockets.door import Door
 from web.sockets.longpoll import LongPolls
 from web.sockets.mount import mount, mount_longpoll
@@ -160,7 +160,7 @@ class Application:
         self.queues = Queues(
             PostgresJobStore(persistence.pool),
             handlers,
-            _queue_configs(settings),
+            _queue_configs(settings, self.backends.slots),
             _kept(settings.data_dir / "node", lambda: uuid4().hex.encode()).decode(),
             timing=Timing.of_lease(settings.lease, settings.shutdown_timeout / 3),
             crons=crons(settings),
@@ -339,15 +339,16 @@ def _output_limits(settings: Settings) -> OutputLimits:
     )
 
 
-def _queue_configs(settings: Settings) -> dict[str, QueueConfig]:
-    """The queue of everything, the local model's (as many at once as its server takes), and the house's own."""
+def _queue_configs(settings: Settings, slots: Mapping[str, int]) -> dict[str, QueueConfig]:
+    """The queue of everything, those of the operator's, of model servers (as many at once as they take), and the
+    house's own."""
 
     def admitting(limit: int) -> QueueConfig:
         return QueueConfig(limit, max_waiting=settings.max_queued, user_quota=settings.max_queued_per_user)
 
     return {
         "default": admitting(settings.concurrency),
-        "local": admitting(LOCAL_SLOTS),
+        **{name: admitting(limit) for name, limit in {**slots, **read_queues(settings.queues)}.items()},
         "housekeeping": QueueConfig(limit=1),
     }
 

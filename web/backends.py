@@ -37,6 +37,8 @@ from engine.providers.simulate import Simulate
 from persistence.artifacts import FolderStore, LinkSigner
 from web.settings import Settings
 
+UNKNOWN_SLOTS = 8
+"""Jobs for a Cog server of which nobody has said how many it takes: it is asked, and waited for."""
 LOCAL_SLOTS = 4
 """Requests that the local model's server works on at once."""
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
@@ -53,6 +55,8 @@ class Backends:
     """By name; one instance for each credential."""
     fetchers: dict[str, Fetcher] = field(factory=dict)
     children: list[ChildSpec] = field(factory=list)
+    slots: dict[str, int] = field(factory=dict)
+    """Queues of model servers, by name: how many jobs each takes at once."""
     replicate: Replicate | None = None
     cog: Cog | None = None
     http: httpx.AsyncClient = field(init=False)
@@ -97,7 +101,7 @@ def backends(settings: Settings, webhook: Callable[[UUID], str], known: Known, w
     Raises:
         UserError: the local model cannot be served; a setting cannot be read.
     """
-    found = Backends()
+    found = Backends(slots={"local": LOCAL_SLOTS})
     found.providers[SIMULATE.provider] = [Simulate()]
     if settings.local_model:
         _add_local(found, settings)
@@ -214,7 +218,9 @@ def _add_cog(found: Backends, settings: Settings, webhook: Callable[[UUID], str]
         servers = read_servers(settings.cog_urls)
     except ValueError as problem:
         raise UserError("bad_settings", str(problem)) from problem
-    found.cog = Cog(found.http, [*servers, *(model.server for model in models)], webhook)
+    servers += [model.server for model in models]
+    found.slots |= {f"{Cog.name}-{server.name}": server.slots or UNKNOWN_SLOTS for server in servers}
+    found.cog = Cog(found.http, servers, webhook)
     found.providers["cog"] = [found.cog]
     hosts = _each(settings.cog_output_hosts)
     policy = Policy(tuple(host for host in hosts if ":" not in host), tuple(host for host in hosts if ":" in host))

@@ -125,6 +125,10 @@ class Queues:
 
     # --- coming in ---
 
+    def has(self, queue: str) -> bool:
+        """Whether there is such a queue here."""
+        return queue in self.lanes
+
     def admit(
         self, queue: str, user: str | None, priority: int = DEFAULT_PRIORITY, typical: float | None = None
     ) -> Estimate:

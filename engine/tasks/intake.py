@@ -13,7 +13,7 @@ from attrs import evolve
 from engine import telemetry, tracing
 from engine.errors import UserError
 from engine.models.models import Fitted
-from engine.ports import Buffered, Committed, Duplicate, Durability, JournalFull, Refused
+from engine.ports import Buffered, Committed, Duplicate, Durability, JournalFull, Model, Refused
 from engine.runtime import Estimate, Runtime
 from engine.tasks import decide, delivery, lookup
 from engine.tasks.events import Created
@@ -48,7 +48,7 @@ async def accept(runtime: Runtime, new: NewTask) -> Accepted:
 async def _accept(runtime: Runtime, new: NewTask) -> Accepted:
     began = perf_counter()
     fitted = runtime.models.fit(new.model, new.input)
-    birth = birth_of(new, fitted)
+    birth = birth_of(new, fitted, queue_of(runtime, fitted.model))
     if new.id is not None and new.id in runtime.stash:
         raise await _exists(runtime, new)
     try:
@@ -79,7 +79,13 @@ async def _accept(runtime: Runtime, new: NewTask) -> Accepted:
     return _acknowledged(entry.task, durability, estimate)
 
 
-def birth_of(new: NewTask, fitted: Fitted) -> Created:
+def queue_of(runtime: Runtime, model: Model) -> str:
+    """The queue that the model's settings name, or that of its back end, as far as they are here."""
+    wished, own = model.settings.get("queue"), f"{model.provider}-{model.slug}"
+    return next((name for name in (wished, own) if isinstance(name, str) and runtime.queues.has(name)), "default")
+
+
+def birth_of(new: NewTask, fitted: Fitted, queue: str) -> Created:
     """Everything that a task is born with; what the wish leaves open, its model's settings say."""
     model, settings = fitted.model, fitted.model.settings
     return Created(
@@ -90,7 +96,7 @@ def birth_of(new: NewTask, fitted: Fitted) -> Created:
         input=fitted.input,
         priority=settings.get("priority", DEFAULT_PRIORITY) if new.priority is None else new.priority,
         max_attempts=settings.get("max_attempts", DEFAULT_ATTEMPTS),
-        queue=settings.get("queue", "default"),
+        queue=queue,
         job_id=new_id(),
         idempotency_key=new.idempotency_key,
         trace_parent=new.trace_parent,

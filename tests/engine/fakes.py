@@ -286,6 +286,9 @@ class MiniQueue:
     start: Any = None
     _jobs: dict[UUID, tuple[NewJob, int]] = field(factory=dict)
 
+    def has(self, queue: str) -> bool:
+        return queue != "elsewhere"
+
     def admit(self, queue: str, user: str | None, priority: int = 4, typical: float | None = None) -> Place:
         if self.refusal is not None:
             raise self.refusal

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from engine.errors import UserError
-from web.settings import Settings, load
+from web.settings import Settings, load, read_queues
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,3 +60,11 @@ def test_with_tokens_it_may_listen_everywhere(monkeypatch: pytest.MonkeyPatch) -
 def test_every_setting_stands_in_the_operators_guide() -> None:
     guide = (ROOT / "docs" / "operations.md").read_text()
     assert [field.name for field in attrs.fields(Settings) if f"`{field.name}`" not in guide] == []
+
+
+def test_queues_of_the_operators_are_read_and_nonsense_is_said() -> None:
+    assert read_queues(" gpu=2, slow=1 ") == {"gpu": 2, "slow": 1}
+    assert read_queues("") == {}
+    for nonsense in ("gpu", "gpu=0", "gpu=many", "=3", "default=3", "Gpu Queue=1"):
+        with pytest.raises(UserError, match="[Qq]ueue"):
+            read_queues(nonsense)
