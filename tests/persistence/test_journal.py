@@ -13,7 +13,7 @@ from engine.jobs.job import Cancel, Complete, Fence, JobChange, NewJob
 from engine.ports import Buffered, Committed, Duplicate, Entry, JournalFull, PredictionChange, Receipt, Refused
 from engine.tasks.events import Output
 from persistence.connection import TrioConnection
-from persistence.journal.journal import PostgresJournal
+from persistence.journal.journal import CAUGHT_UP, PostgresJournal
 from persistence.pool import Pool
 from persistence.store import PostgresTaskStore
 from tests.persistence.entries import Completed, OutputStored, Requeued, Responded, Story
@@ -332,6 +332,26 @@ async def test_while_the_database_is_away_entries_wait_in_memory_in_order(
     assert receipts[2:] == [Committed(), Committed()]
     assert journal.health().up
     assert await store.load(story.task_id) == story.state
+
+
+async def test_an_outage_is_over_when_the_journal_has_caught_up(journal: PostgresJournal, outage: Outage) -> None:
+    """Who comes before that waits behind all the others, and hears so at once."""
+    await trio.to_thread.run_sync(outage.begin)
+    waiting, seen = Receipts(), []
+
+    def look(receipt: Receipt) -> None:
+        waiting.append(receipt)
+        if isinstance(receipt, Committed):
+            seen.append((journal.health().buffered, journal.health().up))
+
+    for _ in range(3 * CAUGHT_UP):
+        journal.submit(Story().begin(), look)
+    await waiting.arrived(3 * CAUGHT_UP)
+    assert set(waiting) == {Buffered()}
+    await trio.to_thread.run_sync(outage.end)
+    await journal.drained()
+    assert all(up == (buffered < CAUGHT_UP) for buffered, up in seen)
+    assert journal.health().up
 
 
 async def test_what_comes_during_an_outage_is_told_at_once(journal: PostgresJournal, outage: Outage) -> None:
