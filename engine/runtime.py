@@ -78,4 +78,4 @@ class Runtime:
 
     @relay.default
     def _relay(self) -> Relay:
-        return Relay(self.homes.tell, self.names, self.stash)
+        return Relay(self.homes, self.names, self.channels, self.stash, self.store)

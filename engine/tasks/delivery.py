@@ -123,6 +123,8 @@ def tell(runtime: Runtime, live: Live, news: TaskNews) -> None:
     if live.task.id in runtime.relay.watched and not live.mirror:
         runtime.relay.put(live.task.id, news)
     if isinstance(news, TaskHappened):
+        if news.task.user in runtime.relay.users and not live.mirror:
+            runtime.relay.happened(news)
         for pid, _ in runtime.channels.lookup(("user", news.task.user)):
             send(pid, news)
 

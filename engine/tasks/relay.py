@@ -11,7 +11,7 @@ May import `engine.otp`, the stash and the messages.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 import msgspec
@@ -19,12 +19,13 @@ import structlog
 import trio
 from attrs import define, field, frozen
 
-from engine.otp import Registry, Via, cast, init_ack
-from engine.ports import StorageDown
+from engine.otp import Registry, Via, cast, init_ack, send
+from engine.ports import Durability, StorageDown, TaskStore
+from engine.tasks.homes import Homes
 from engine.tasks.ids import key
 from engine.tasks.messages import TaskDurable, TaskHappened, TaskNews, TaskProgress, TaskText
 from engine.tasks.stash import Live, Stash
-from engine.tasks.state import Status, TaskState
+from engine.tasks.state import Status, TaskState, fold
 
 log = structlog.get_logger(__name__)
 
@@ -73,20 +74,45 @@ class Log(msgspec.Struct, tag="l", array_like=True, frozen=True):
     seq: int
 
 
-News = Watch | Progress | Text | Log
+class WatchUsers(msgspec.Struct, tag="u", array_like=True, frozen=True):
+    """Some server has channels of these users."""
+
+    users: tuple[str, ...]
+
+
+class Happened(msgspec.Struct, tag="h", array_like=True, frozen=True):
+    """Events from `first` on have happened to this user's task, and are in its log."""
+
+    task: UUID
+    user: str
+    first: int
+
+
+News = Watch | Progress | Text | Log | WatchUsers | Happened
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(News)
 
 
 def encode(news: News) -> Iterator[str]:
-    """One notification each; long text in several."""
+    """One notification each; what is too long for one in several, or, where it cannot be parted, not at all."""
     encoded = _encoder.encode(news)
-    if len(encoded) <= MOST or not isinstance(news, Text):
+    if len(encoded) <= MOST:
         yield encoded.decode()
         return
-    half = len(news.text) // 2
-    yield from encode(Text(news.task, news.attempt, news.offset, news.text[:half], news.at))
-    yield from encode(Text(news.task, news.attempt, news.offset + half, news.text[half:], news.at))
+    for half in _halves(news):
+        yield from encode(half)
+
+
+def _halves(news: News) -> tuple[News, ...]:
+    match news:
+        case Text(task, attempt, offset, text, at):
+            half = len(text) // 2
+            return Text(task, attempt, offset, text[:half], at), Text(task, attempt, offset + half, text[half:], at)
+        case WatchUsers(users) if len(users) > 1:
+            half = len(users) // 2
+            return WatchUsers(users[:half]), WatchUsers(users[half:])
+        case _:
+            return ()
 
 
 def decode(words: str) -> News | None:
@@ -149,13 +175,20 @@ def _joined(texts: Sequence[TaskText]) -> Iterator[Text]:
 
 @define(eq=False)
 class Relay:
-    """See the module. `tell` sends to all servers, and may raise StorageDown."""
+    """See the module."""
 
-    tell: Callable[[Sequence[str]], Awaitable[None]]
+    homes: Homes
     names: Registry
+    channels: Registry
     stash: Stash
+    store: TaskStore
     watched: dict[UUID, float] = field(factory=dict)
     """Tasks that other servers watch, and until when (trio's clock)."""
+    users: dict[str, float] = field(factory=dict)
+    """Users who have channels on other servers, and until when."""
+    _happened: dict[UUID, Happened] = field(factory=dict)
+    _heard: dict[UUID, Happened] = field(factory=dict)
+    _new_users: set[str] = field(factory=set)
     _parcels: defaultdict[UUID, Parcel] = field(factory=lambda: defaultdict(Parcel))
     _asking: dict[UUID, Watch] = field(factory=dict)
     _mirrors: set[UUID] = field(factory=set)
@@ -168,6 +201,19 @@ class Relay:
         """News of a task in `watched`, to be sent on."""
         self._parcels[task_id].put(news)
         self._something.set()
+
+    def happened(self, news: TaskHappened) -> None:
+        """A durable event of a user in `users`, to be told of."""
+        task = news.task
+        if news.durability is Durability.DURABLE:
+            self._happened.setdefault(task.id, Happened(task.id, task.user, news.event.seq))
+            self._something.set()
+
+    def watch_user(self, user: str) -> None:
+        """A channel of this user is here."""
+        if not self.homes.alone:
+            self._new_users.add(user)
+            self._something.set()
 
     def watch(self, told: TaskState) -> None:
         """A mirror that knows so much wants to know more."""
@@ -182,9 +228,19 @@ class Relay:
         match decode(words):
             case Watch() as wish:
                 self._show(wish)
+            case WatchUsers(users):
+                self.users |= dict.fromkeys(users, trio.current_time() + INTEREST)
+            case Happened(task=task) as happened if self._wanted(happened):
+                first = min(happened.first, self._heard.get(task, happened).first)
+                self._heard[task] = Happened(task, happened.user, first)
+                self._something.set()
             case Progress(task=task) | Text(task=task) | Log(task=task) as news:
                 if self._concerns(self.stash.get(task), news):
                     cast(Via(self.names, key(task)), Mirrored(news))
+
+    def _wanted(self, happened: Happened) -> bool:
+        """Whether channels of the user here have not heard it from the task itself."""
+        return happened.task not in self.stash and bool(self.channels.lookup(("user", happened.user)))
 
     def _concerns(self, live: Live | None, news: Progress | Text | Log) -> bool:
         """A mirror wants to know all; where the task lives, only what others have written is news."""
@@ -211,6 +267,7 @@ class Relay:
                 await self._something.wait()
                 self._something = trio.Event()
                 await self._send()
+                await self._tell_users()
                 await trio.sleep(GATHER)
 
     async def _ask_again(self) -> None:
@@ -218,21 +275,47 @@ class Relay:
             await trio.sleep(WATCH_EVERY)
             now = trio.current_time()
             self.watched = {task: until for task, until in self.watched.items() if until > now}
+            self.users = {user: until for user, until in self.users.items() if until > now}
             mirrors, self._mirrors = self._mirrors, set()
             for live in map(self.stash.get, mirrors):
                 if live is not None and live.mirror and live.subscribers:
                     self.watch(live.outbox.told)
+            if not self.homes.alone:
+                found = self.channels.select(lambda key, pid, value: key[0] == "user")
+                self._new_users |= {key[1] for key, _, _ in found}
+                self._something.set()
 
     async def _send(self) -> None:
         asking, self._asking = self._asking, {}
         parcels, self._parcels = self._parcels, defaultdict(Parcel)
-        news: list[News] = [*asking.values()]
+        happened, self._happened = self._happened, {}
+        users, self._new_users = tuple(self._new_users), set()
+        news: list[News] = [*asking.values(), *happened.values()]
+        if users:
+            news.append(WatchUsers(users))
         for task, parcel in parcels.items():
             news += parcel.open(task)
         try:
-            await self.tell([word for piece in news for word in encode(piece)])
+            if news:
+                await self.homes.tell([word for piece in news for word in encode(piece)])
         except StorageDown:
             log.debug("news for other servers is lost", pieces=len(news))
+
+    async def _tell_users(self) -> None:
+        """What has happened on other servers goes to the users' channels here."""
+        heard, self._heard = self._heard, {}
+        for happened in heard.values():
+            try:
+                log_of_task = await self.store.events(happened.task)
+            except StorageDown:
+                return
+            state: TaskState | None = None
+            for event in log_of_task:
+                state = fold(state, event)
+                if event.seq >= happened.first:
+                    news = TaskHappened(event, state, Durability.DURABLE, final=state.status.terminal)
+                    for pid, _ in self.channels.lookup(("user", happened.user)):
+                        send(pid, news)
 
 
 def lacking(told: TaskState, wish: Watch) -> Iterator[TaskNews]:

@@ -153,6 +153,21 @@ async def test_progress_and_text_reach_who_watches_at_the_other_server(pair: Pai
     assert lasting(told)[-2:] == ["llm_response", "task_completed"]
 
 
+async def test_a_users_own_channel_hears_of_tasks_at_the_other_server(pair: Pair) -> None:
+    with trio.fail_after(30):
+        async with http_client(pair.one.url, 1) as here, connect(pair.two.url) as socket:
+            channel = await socket.join("user:dev")
+            await trio.sleep(0.3)  # until the first server knows that it is listened to
+            task_id = await create(here, wish(steps=2))
+            told: list[str] = []
+            async for message in channel:
+                assert message.payload["task_id"] == str(task_id)
+                told.append(message.payload["status"])
+                if told[-1] in TERMINAL:
+                    break
+    assert told[-2:] == ["processing", "completed"]
+
+
 async def test_a_cancel_at_one_server_stops_the_work_at_the_other_at_once(pair: Pair) -> None:
     with trio.fail_after(30):
         async with (

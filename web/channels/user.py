@@ -35,6 +35,7 @@ class UserChannel(Channel):
         except UserError as trouble:
             return Refused(as_refusal(trouble))
         self.house.runtime.channels.register(("user", self.user))
+        self.house.runtime.relay.watch_user(self.user)
         return {"user": self.user}
 
     def _check_user(self) -> None:
