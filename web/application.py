@@ -87,6 +87,7 @@ from web.http.artifacts import serve_folder
 from web.http.bills import BillRoutes
 from web.http.cog_webhooks import CogWebhooks
 from web.http.house import House, Limits
+from web.http.imports import ImportRoutes
 from web.http.removal import RemovalRoutes
 from web.http.usage import UsageRoutes
 from web.http.webhooks import ReplicateWebhooks
@@ -167,7 +168,7 @@ class Application:
         )
         persistence.journal.door = self.queues
         seeds = seeds_for(self.backends.providers)
-        models = Models(persistence.models, self.backends.default_model, seeds)
+        models = Models(persistence.models, self.backends.default_model, seeds, _queue_configs(settings))
         self.routing = Routing(models, self.backends.providers)
         self.runtime = Runtime(
             names=Registry(keys=UNIQUE, name="names"),
@@ -214,6 +215,7 @@ class Application:
             *self.operators.routes,
             *UsageRoutes(self.persistence.usage).routes,
             *BillRoutes(self.bills).routes,
+            *ImportRoutes(self.backends.replicate).routes,
             *RemovalRoutes(self.sweeper).routes,
         ]
         if self.backends.replicate:

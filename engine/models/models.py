@@ -5,7 +5,7 @@ May import the ports and the errors. The check of an input against its model's s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from attrs import frozen
 
 from engine.errors import UserError
 from engine.models.check import InputCheck
+from engine.models.limits import check_price, check_settings
 from engine.models.seeds import SEEDS
 from engine.ports import Model, ModelStore, NameTaken
 
@@ -28,8 +29,16 @@ class Fitted:
 class Models:
     """What can be asked for. `default` names the model of a task that asks for none."""
 
-    def __init__(self, store: ModelStore, default: str = "local", seeds: Iterable[Model] = SEEDS) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        default: str = "local",
+        seeds: Iterable[Model] = SEEDS,
+        queues: Collection[str] = (),
+    ) -> None:
+        """`queues`: those that there are, for models that name one; none: any name is taken."""
         self._store = store
+        self._queues = tuple(queues)
         self._default = default
         self._seeds = tuple(seeds)
         self._models: dict[UUID, Model] = {}
@@ -88,10 +97,12 @@ class Models:
         """Adds or replaces a model, here once it is stored.
 
         Raises:
-            UserError: `invalid_schema` or `name_taken`.
+            UserError: `invalid_schema`, `invalid_request` or `name_taken`.
             StorageDown: the database is away; nothing changed.
         """
         check = InputCheck(model.input_schema)
+        check_settings(model.settings, self._queues)
+        check_price(model.price)
         try:
             self._refuse_a_taken_name(model)
             await self._store.put(model)
@@ -99,6 +110,11 @@ class Models:
             raise UserError("name_taken", f"Another model is called {model.name!r} ({model.version}).") from taken
         self._models.pop(model.id, None)  # so that it becomes the one registered last
         self._models[model.id], self._checks[model.id] = model, check
+
+    def of_origin(self, provider: str, owner: str | None, slug: str) -> tuple[Model, ...]:
+        """Every version of one model of a provider's; the one that was registered last stands last."""
+        wanted = (provider, owner, slug)
+        return tuple(model for model in self._models.values() if (model.provider, model.owner, model.slug) == wanted)
 
     async def remove(self, model_id: UUID) -> bool:
         """Removes a model; False when there was none. Raises UserError (`seeded_model`) and StorageDown."""

@@ -82,6 +82,12 @@ class Api:
     async def cancel(self, identifier: str) -> None:
         await self.ask("POST", f"/v1/predictions/{identifier}/cancel")
 
+    async def model(self, slug: str, version: str | None) -> tuple[Any, Any]:
+        """What there is to know of a model, and of one of its versions where one is named. Raises Lost or Refusal."""
+        path = f"/v1/models/{slug}"
+        said = read(await self.ask("GET", path))
+        return said, read(await self.ask("GET", f"{path}/versions/{version}")) if version else None
+
     async def listing(self) -> AsyncGenerator[list[Any], None]:
         """Pages of the account's predictions, newest first. Raises Lost when there are more than can be read."""
         path = "/v1/predictions"

@@ -68,7 +68,7 @@ def add_route(app: QuartTrio, house: House, route: Route) -> None:
     """Serves `route` by Quart."""
 
     async def view(**args: str) -> Response:
-        body = await request.get_data(False, False, False) if route.method in ("POST", "PUT") else b""
+        body = await request.get_data(False, False, False) if route.method in ("POST", "PUT", "PATCH") else b""
         return response(await perform(house, route, _head(), args, body))
 
     app.add_url_rule(route.path, f"{route.method} {route.path}", view, methods=[route.method])

@@ -11,7 +11,7 @@ from web.auth import OriginPolicy
 from web.http.exchange import Answer
 
 _EXPOSED = "Location, Retry-After, X-Request-Id, Idempotency-Replayed"
-_METHODS = "GET, POST, PUT, DELETE"
+_METHODS = "GET, POST, PUT, PATCH, DELETE"
 _HEADERS = "Authorization, Content-Type, Idempotency-Key, X-Request-Id, traceparent, tracestate"
 Headers = tuple[tuple[str, str], ...]
 

@@ -152,6 +152,17 @@ ROUTES: tuple[Route, ...] = (
         tag="models",
     ),
     Route(
+        "PATCH",
+        "/api/models/<model_id>",
+        models.change,
+        "Change a model",
+        answer="Model",
+        body="ChangeModel",
+        refusals=(*_BODY, "no_such_model", "invalid_schema", "name_taken", "storage_down"),
+        operator=True,
+        tag="models",
+    ),
+    Route(
         "DELETE",
         "/api/models/<model_id>",
         models.remove,

@@ -9,7 +9,8 @@ import msgspec
 
 from engine.jobs.job import JobState
 from web.http import problems
-from web.http.models import WriteModel
+from web.http.imports import ImportModel
+from web.http.models import ChangeModel, WriteModel
 from web.http.route import Schema
 from web.http.tasks import CreateTask
 from web.operators.routes import Scale
@@ -18,7 +19,7 @@ from web.operators.routes import Scale
 def schemas() -> dict[str, Schema]:
     """Every named schema; those of bodies come from the types that decode them."""
     _, bodies = msgspec.json.schema_components(
-        [CreateTask, WriteModel, Scale], ref_template="#/components/schemas/{name}"
+        [CreateTask, WriteModel, ChangeModel, ImportModel, Scale], ref_template="#/components/schemas/{name}"
     )
     return {**bodies, **ANSWERS}
 
@@ -150,7 +151,8 @@ ANSWERS: dict[str, Schema] = {
             "price": _ANY_OBJECT,
             "is_active": _FLAG,
             "default": _FLAG,
-        }
+        },
+        {"fallbacks": _list(_ID), "settings": {**_ANY_OBJECT, "description": "For operators: how it is run"}},
     ),
     "Models": _object({"models": _list(_ref("Model")), "default": _nullable(_STRING)}),
     "Me": _object({"user": _STRING, "operator": _FLAG}),

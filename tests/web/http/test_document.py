@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from web.http import problems
+from web.http.bills import BillRoutes
+from web.http.imports import ImportRoutes
 from web.http.openapi import describe, refusals
 from web.http.removal import RemovalRoutes
 from web.http.route import Route
@@ -18,7 +20,14 @@ from web.operators.routes import Operators
 DOCS = (Path(__file__).parents[3] / "docs" / "http.md").read_text()
 
 # of those that stand over a store, the table alone is looked at
-ALL = (*ROUTES, *Operators(None).routes, *UsageRoutes(None).routes, *RemovalRoutes(None).routes)  # type: ignore[arg-type]
+ALL = (
+    *ROUTES,
+    *Operators(None).routes,
+    *UsageRoutes(None).routes,
+    *RemovalRoutes(None).routes,
+    *BillRoutes(None).routes,
+    *ImportRoutes(None).routes,
+)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("route", ALL, ids=lambda route: route.name)
