@@ -130,6 +130,7 @@ class MessagesReader:
                     return (TextDelta(said.delta.text),) if said.delta.text else ()
                 return (THINKING,)
             case "message_start" if said.message and said.message.usage:
+                said.message.usage.output_tokens = None  # of a text that has not begun
                 self._add(said.message.usage)
                 return (UsageReported(self.usage),) if self.usage else ()
             case "message_delta":

@@ -27,7 +27,8 @@ _WORDS = {
 }
 
 
-_TOO_LONG = re.compile("prompt is too long|token count .*exceeds")
+_TOO_LONG = re.compile("prompt is too long|token count .*exceeds|maximum context length|exceed context limit")
+_DECLINED = re.compile("content filtering policy|content management policy|rejected .*safety system|usage polic")
 
 
 def failed(kind: FailureKind, code: str, retry_after: float | None = None, raw: str | None = None) -> Failed:
@@ -41,9 +42,10 @@ def classify(status: int, error: dict[str, Any], retry_after: float | None) -> F
     words = f"{error.get('code')} {error.get('type')}"
     message = str(error.get("message", "")).lower()  # where the service has no word of its own for it
     raw = f"{status} {words}"
-    if any(word in words for word in ("context_length", "context_size")) or _TOO_LONG.search(message):
+    lengthy = status == 413 or any(word in words for word in ("context_length", "context_size", "string_above_max"))
+    if lengthy or _TOO_LONG.search(message):
         return failed(FailureKind.INVALID_INPUT, "context_length", raw=raw)
-    if "content_policy" in words or "content_filter" in words:
+    if "content_policy" in words or "content_filter" in words or _DECLINED.search(message):
         return failed(FailureKind.PERMANENT, "content_policy", raw=raw)
     if status == 429 or status == 402 or "insufficient_quota" in words:
         return failed(FailureKind.QUOTA, "quota", retry_after, raw)

@@ -34,6 +34,8 @@ Explain = Callable[[Exception], Failed | None]
 
 USUAL_LIMIT = 1024
 """Tokens that an answer is measured against when the request sets no limit."""
+CHARACTERS = 4
+"""About so many of them make a token, where nobody has counted."""
 THINKING = Progress(0.0, step="thinking")
 """The model works, and says nothing yet that is for the reader."""
 
@@ -57,7 +59,8 @@ async def answered(
 ) -> AsyncGenerator[ProviderEvent, None]:
     """The attempt's events, ending in `Finished` or `Failed` whatever happens on the way.
 
-    What was used is told before the end, a bad one too: the service's bill does not ask how it ended.
+    What was used is told before the end, a bad one too, and on the way, for those who close the stream early: the
+    service's bill does not ask how it ended. What the service does not say is estimated.
     """
     told = _Told(reader, request)
     try:
@@ -72,8 +75,8 @@ async def answered(
         if failure is None:
             raise
         end = failure
-    if reader.usage is not None:
-        yield UsageReported(reader.usage)
+    if (used := told.used) is not None:
+        yield UsageReported(used)
     yield end
 
 
@@ -97,10 +100,21 @@ class _Told:
     def __init__(self, reader: Reader, request: ProviderRequest) -> None:
         limit = request.input.get("max_tokens")
         self._limit = limit if isinstance(limit, int) and limit > 0 else USUAL_LIMIT
+        self._asked = _length(request.input) // CHARACTERS
         self._reader = reader
         self._decoder = Decoder()
         self._pieces = 0
+        self._characters = 0
         self.end: Finished | Failed | None = None
+
+    @property
+    def used(self) -> Usage | None:
+        """What the service says was used; while, or where, it has not said it, what is to be seen."""
+        known = self._reader.usage
+        if (known is not None and known.output_tokens is not None) or not (known or self._pieces):
+            return known
+        asked = self._asked if known is None or known.input_tokens is None else known.input_tokens
+        return Usage(asked, max(self._pieces, self._characters // CHARACTERS))
 
     @property
     def speaks(self) -> bool:
@@ -122,6 +136,8 @@ class _Told:
         self._flush(texts, events)
         if new_percent(before, self._pieces, self._limit):
             events.append(Progress(min(1.0, self._pieces / self._limit), step=f"{self._pieces} tokens"))
+            if self.used is not None:
+                events.append(UsageReported(self.used))
         return events
 
     def _meant(self, piece: bytes) -> list[ProviderEvent]:
@@ -139,9 +155,23 @@ class _Told:
 
     def _flush(self, texts: list[str], events: list[ProviderEvent]) -> None:
         if texts:
+            text = "".join(texts)
             self._pieces += len(texts)
-            events.append(TextDelta("".join(texts)))
+            self._characters += len(text)
+            events.append(TextDelta(text))
             texts.clear()
+
+
+def _length(given: Any) -> int:
+    """The characters of all text in a request's input."""
+    match given:
+        case str():
+            return len(given)
+        case dict():
+            return sum(map(_length, given.values()))
+        case list():
+            return sum(map(_length, given))
+    return 0
 
 
 def new_percent(before: int, now: int, limit: int) -> bool:

@@ -15,7 +15,7 @@ import openai
 
 from engine.providers.failures import classify
 from engine.providers.llm import THINKING, chosen, cut_short, declined, decoded, kind_of, turns
-from engine.providers.protocol import Accepted, Finished, ProviderEvent, ProviderRequest, TextDelta
+from engine.providers.protocol import Finished, ProviderEvent, ProviderRequest, TextDelta
 from engine.providers.sdk import SdkProvider
 from engine.providers.sse import ServerSentEvent
 from engine.providers.streaming import Deadlines
@@ -108,7 +108,6 @@ class _Event(msgspec.Struct):
 _events = msgspec.json.Decoder(_Event)
 _KNOWN = frozenset(
     {
-        "response.created",
         "response.output_text.delta",
         "response.refusal.delta",
         "response.completed",
@@ -136,8 +135,6 @@ class ResponsesReader:
         match kind:
             case "response.output_text.delta":
                 return (TextDelta(str(said.delta)),) if said.delta else ()
-            case "response.created" if said.response:
-                return (Accepted(said.response.id, said.response.status),)
             case "response.completed" | "response.incomplete" | "response.failed" if said.response:
                 return (self._ended(said.response),)
             case "error":
@@ -157,7 +154,7 @@ class ResponsesReader:
         reason = response.incomplete_details.reason if response.incomplete_details else None
         if reason == "content_filter" or self._refused:
             return declined(reason or "refusal")
-        return Finished(reason or response.status)
+        return Finished(reason or response.status, {"response_id": response.id})
 
 
 def _failure(error: _Error) -> ProviderEvent:

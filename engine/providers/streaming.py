@@ -98,7 +98,7 @@ class Stream:
         if self._exchange is None:
             with trio.move_on_at(self._deadline):
                 return await anext(self._chunks, b"")
-        else:
+        elif trio.current_time() < self._deadline:  # else it was pings that kept us from waiting
             self._exchange.deadline = self._deadline
             piece = await self._next()
             if piece is not None:
@@ -132,7 +132,7 @@ async def check(response: Response) -> None:
     error: dict[str, Any] = {}
     with trio.move_on_after(ERROR_PATIENCE):
         error = await _error_of(response)
-    raise Problem(classify(response.status_code, error, retry_after(response.headers)))
+    raise Problem(classify(response.status_code, error, retry_after(response.headers) or _delay_in(error)))
 
 
 async def _error_of(response: Response) -> dict[str, Any]:
@@ -160,6 +160,16 @@ def error_in(body: Any) -> dict[str, Any]:
     if not isinstance(error, dict):
         return {}
     return {"type": error["status"], **error} if "status" in error else error
+
+
+def _delay_in(error: dict[str, Any]) -> float | None:
+    """Seconds, where Google's errors say them: `{"@type": "…RetryInfo", "retryDelay": "3.5s"}` among the details."""
+    details = error.get("details")
+    for detail in details if isinstance(details, list) else ():
+        delay = detail.get("retryDelay") if isinstance(detail, dict) else None
+        if isinstance(delay, str) and delay.endswith("s") and delay[:-1].replace(".", "", 1).isdigit():
+            return float(delay[:-1])
+    return None
 
 
 def silent(what: str, seconds: float) -> Failed:

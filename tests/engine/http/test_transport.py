@@ -14,7 +14,6 @@ import httpx
 import httpx2
 import pytest
 import trio
-import trio.testing
 from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -268,12 +267,23 @@ async def test_a_connection_whose_answer_was_left_unread_is_closed(http: Any) ->
 
 
 async def test_the_last_bytes_after_the_last_word_do_not_cost_the_connection(http: Any) -> None:
-    async with serving(says(CHUNKED, b"2\r\nhe\r\n", b"0\r\n\r\n")) as served:
+    read, said = trio.Semaphore(0), trio.Semaphore(0)
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.say(CHUNKED, b"2\r\nhe\r\n")
+            await read.acquire()
+            await peer.say(b"0\r\n\r\n")
+            said.release()
+
+    async with serving(script) as served:
         for _ in range(2):
             async with http.stream("GET", served.url) as response:
                 async with aclosing(response.aiter_bytes()) as pieces:
                     await anext(pieces)
-                await trio.testing.wait_all_tasks_blocked(0.05)
+                    read.release()
+                    await said.acquire()
         assert len(served.peers) == 1
 
 

@@ -1,4 +1,4 @@
-"""A raw HTTP/1.1 server on trio for the fakes: one request a connection, and every chance to misbehave."""
+"""A raw HTTP/1.1 server on trio for the fakes: one request a connection, unless told, and every chance to misbehave."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Reply:
 
     _conn: h11.Connection
     _stream: trio.SocketStream
+    keep: bool = False
+    """Whether the connection may carry another request."""
 
     async def whole(self, status: int, headers: dict[str, str], content: bytes) -> None:
         every = {"content-type": "application/json", **headers, "content-length": str(len(content))}
@@ -37,7 +39,7 @@ class Reply:
         await self.end()
 
     async def begin(self, status: int, headers: dict[str, str]) -> None:
-        fields = list({**headers, "connection": "close"}.items())
+        fields = list((headers if self.keep else {**headers, "connection": "close"}).items())
         await self._stream.send_all(self._conn.send(h11.Response(status_code=status, headers=fields)) or b"")
 
     async def piece(self, data: bytes) -> None:
@@ -50,18 +52,34 @@ class Reply:
     async def end(self) -> None:
         await self._stream.send_all(self._conn.send(h11.EndOfMessage()) or b"")
 
+    async def gone(self) -> None:
+        """Waits until the client has closed its end."""
+        try:
+            while await self._stream.receive_some(1024):
+                pass
+        except trio.BrokenResourceError:
+            return
+
+    @property
+    def connection(self) -> object:
+        """The same for requests that came on the same connection."""
+        return self._stream
+
 
 Handler = Callable[[Request, Reply], Awaitable[None]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[tuple[str, trio.Nursery]]:
+async def serving(handler: Handler, keep: bool = False) -> AsyncIterator[tuple[str, trio.Nursery]]:
     """Serves on a free port of loopback for the length of the block: its URL, and a nursery that ends with it."""
 
     async def connection(stream: trio.SocketStream) -> None:
         conn = h11.Connection(h11.SERVER)
         try:
-            await handler(await _request(conn, stream), Reply(conn, stream))
+            await handler(await _request(conn, stream), Reply(conn, stream, keep))
+            while keep and conn.states == {h11.SERVER: h11.DONE, h11.CLIENT: h11.DONE}:
+                conn.start_next_cycle()
+                await handler(await _request(conn, stream), Reply(conn, stream, keep))
         except (h11.RemoteProtocolError, trio.BrokenResourceError):
             return
         finally:
