@@ -133,7 +133,7 @@ def fail(task: TaskState, at: float, run: Running, failure: provider.Failed, the
     if isinstance(then, GiveUp):
         retryable = failure.kind not in (FailureKind.PERMANENT, FailureKind.INVALID_INPUT)
         bodies = [ev.Failed(failure.code, failure.message, failure.action, retryable)]
-        outcome = Discard(f"{failure.code}: {failure.message}")
+        outcome = Discard(failure.code)  # not the message, which may repeat the input: operators see this
     else:
         bodies = [ev.AttemptFailed(failure.code, failure.message, failure.action, then.at, failure.in_doubt)]
         if task.text or task.outputs:

@@ -13,12 +13,13 @@ from attrs import evolve
 from engine import telemetry, tracing
 from engine.errors import UserError
 from engine.models.models import Fitted
-from engine.ports import Buffered, Committed, Duplicate, Durability, JournalFull, Model, Refused
+from engine.ports import Buffered, Committed, Duplicate, Durability, JournalFull, Model, Receipt, Refused
 from engine.runtime import Estimate, Runtime
 from engine.tasks import decide, delivery, lookup
 from engine.tasks.events import Created
 from engine.tasks.ids import new_id
 from engine.tasks.messages import Accepted, NewTask
+from engine.tasks.stash import Live
 from engine.tasks.state import TaskState
 
 RETRY_AFTER = 10.0
@@ -61,7 +62,8 @@ async def _accept(runtime: Runtime, new: NewTask) -> Accepted:
     entry = decide.create(new.id or new_id(), birth, runtime.clock(), home=runtime.homes.node)
     live = delivery.unborn(runtime, entry)
     runtime.stash.offer(live)
-    match await lookup.launch(runtime, live):
+    runtime.budgets.hold(entry.task.id, new.user, fitted.model, fitted.input)
+    match await _launched(runtime, live):
         case Duplicate(task_id):
             return await _same(runtime, _found(await lookup.find(runtime, task_id)), birth)
         case Refused("unavailable"):
@@ -83,6 +85,18 @@ def queue_of(runtime: Runtime, model: Model) -> str:
     """The queue that the model's settings name, or that of its back end, as far as they are here."""
     wished, own = model.settings.get("queue"), f"{model.provider}-{model.slug}"
     return next((name for name in (wished, own) if isinstance(name, str) and runtime.queues.has(name)), "default")
+
+
+async def _launched(runtime: Runtime, live: Live) -> Receipt:
+    """The journal's word; a task that does not come into being holds nothing of the budget."""
+    try:
+        receipt = await lookup.launch(runtime, live)
+    except BaseException:
+        runtime.budgets.release(live.task.id)
+        raise
+    if not isinstance(receipt, Committed | Buffered):
+        runtime.budgets.release(live.task.id)
+    return receipt
 
 
 def birth_of(new: NewTask, fitted: Fitted, queue: str) -> Created:

@@ -300,6 +300,9 @@ class TaskServer(GenServer[Live]):
         rules.count_end(entry, run)
         if run is not None:
             self.runtime.budgets.add(live.task.user, run.usage, run.counted)
+            self.runtime.budgets.learn(live.task.model, run.usage)
+        if entry.task.status.terminal:
+            self.runtime.budgets.release(live.task.id)
         live = delivery.submit(self.runtime, live, entry)
         return _stopped(live, stop) if stop else _let_go(live)
 
@@ -386,6 +389,7 @@ class TaskServer(GenServer[Live]):
         if not over and not (live.mirror and _idle(live) and not live.subscribers):
             return NoReply(live)
         self.runtime.stash.drop(live.task.id)
+        self.runtime.budgets.release(live.task.id)
         if over:
             self.runtime.snapshots.forget(live.task.id)
         return Stop(NORMAL, live)

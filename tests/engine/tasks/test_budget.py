@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from datetime import date
 from typing import Any
+from uuid import UUID
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ import trio.testing
 from attrs import define, field
 
 from engine.errors import UserError
-from engine.ports import StorageDown
+from engine.ports import Model, Refused, StorageDown
 from engine.providers.protocol import Failed, FailureKind, Finished, ProviderEvent, ProviderRequest, UsageReported
 from engine.tasks import intake, lookup
 from engine.tasks.budget import FRESH, READ_AGAIN, Budgets
@@ -223,6 +224,54 @@ async def test_a_failed_task_is_not_tried_again_over_the_budget() -> None:
         assert caught.value.code == "over_budget"
         books.now += 24 * 3600
         assert (await lookup.retry(h.runtime, task.id)).status is Status.QUEUED
+
+
+PRICED = Model(UUID(int=5), "priced", "simulate", "priced", "1", "image", price={"second": 0.1})
+
+
+async def test_many_posted_at_once_do_not_all_pass_at_the_edge_of_the_budget() -> None:
+    async with house({"simulate": Priced(0.5)}, models=(PRICED,)) as h:
+        budget(h, 2.0)
+        h.queue.paused = True
+        ends: list[str] = []
+
+        async def post() -> None:
+            try:
+                await intake.accept(h.runtime, NewTask("ada", {}, model="priced"))
+            except UserError as error:
+                ends.append(f"{error.code} {error.retry_after}")
+            else:
+                ends.append("accepted")
+
+        async with trio.open_nursery() as posts:
+            for _ in range(50):
+                posts.start_soon(post)
+        assert ends.count("accepted") == 4, "four of about 0.5 dollars fit into 2"
+        assert ends.count("over_budget 15.0") == 46
+        h.queue.paused = False
+        h.queue.go()
+        for task_id in list(h.runtime.stash.ids()):
+            await over(h.runtime, task_id)
+        assert await code(h, model="priced") == "over_budget"
+        assert not h.runtime.budgets._held
+        assert not h.runtime.budgets._held_of
+
+
+async def test_what_a_task_may_cost_is_learnt_and_let_go_with_it() -> None:
+    async with house({"simulate": Priced(0.001)}, models=(PRICED,)) as h:
+        budget(h, 1.0)
+        first = await intake.accept(h.runtime, NewTask("ada", {}, model="priced"))
+        await over(h.runtime, first.task.id)
+        assert h.runtime.budgets.estimate(PRICED, {}) == 0.001
+        h.queue.paused = True
+        accepted = await intake.accept(h.runtime, NewTask("ada", {}, model="priced"))
+        assert h.runtime.budgets._held_of == {"ada": 0.001}
+        await lookup.cancel(h.runtime, accepted.task.id)
+        assert h.runtime.budgets._held_of == {}
+        h.storage.refuse_next = Refused("poison")
+        with pytest.raises(UserError):
+            await intake.accept(h.runtime, NewTask("ada", {}, model="priced"))
+        assert h.runtime.budgets._held_of == {}
 
 
 async def test_over_the_budget_a_key_still_answers_its_task() -> None:
