@@ -254,7 +254,6 @@ def quiet() -> None:
 
 
 def spare() -> None:
-    """The garbage collector as `web.serve` sets it for a server."""
+    """What was made so far out of the garbage collector's sight, as `web.serve` does at a start."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
