@@ -168,7 +168,7 @@ class Application:
         )
         persistence.journal.door = self.queues
         seeds = seeds_for(self.backends.providers)
-        models = Models(persistence.models, self.backends.default_model, seeds, _queue_configs(settings))
+        models = Models(persistence.models, self.backends.default_model, seeds, self.queues.configs)
         self.routing = Routing(models, self.backends.providers)
         self.runtime = Runtime(
             names=Registry(keys=UNIQUE, name="names"),
