@@ -160,13 +160,14 @@ async def run_pool(pool: Pool) -> None:
 async def run_journal(journal: PostgresJournal) -> None:
     """The journal's process. When it is told to end, it first writes what it still holds."""
     init_ack()
-    await _with_last_words(journal.flush, journal.finish, journal.pool)
+    # also while the database is away: it may be back within the time that there is
+    await _with_last_words(journal.flush, journal.finish)
 
 
 async def run_snapshots(snapshots: Snapshotter) -> None:
     """The snapshotter's process; a last round at its end."""
     init_ack()
-    await _with_last_words(snapshots.run, snapshots.round, snapshots.pool)
+    await _with_last_words(snapshots.run, snapshots.finish)
 
 
 async def run_webhooks(webhooks: WebhookStore) -> None:
@@ -175,16 +176,14 @@ async def run_webhooks(webhooks: WebhookStore) -> None:
     await webhooks.run()
 
 
-async def _with_last_words(
-    body: Callable[[], Awaitable[None]], last: Callable[[], Awaitable[None]], pool: Pool
-) -> None:
+async def _with_last_words(body: Callable[[], Awaitable[None]], last: Callable[[], Awaitable[None]]) -> None:
     """`body` until the process is told to end, then `last`, within its time."""
     try:
         await body()
     finally:
         # not by `except Cancelled`: out of a nursery it comes in a group
         told_to_end = trio.current_effective_deadline() == -math.inf
-        if told_to_end and pool.up:
+        if told_to_end:
             with trio.move_on_after(LAST_FLUSH, shield=True):
                 await last()
 

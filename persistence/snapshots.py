@@ -83,6 +83,11 @@ class Snapshotter:
                 log.warning("no snapshots now: %s", problem)
                 await self.pool.wait_up()
 
+    async def finish(self) -> None:
+        """A last round, unless the database is away: it loses nothing but the last moments of progress."""
+        if self.pool.up:
+            await self.round()
+
     async def round(self) -> None:
         """Writes what has changed since the last round. Raises StorageDown; what was not written stays dirty."""
         changed, self._dirty = self._dirty, {}

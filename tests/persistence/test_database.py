@@ -73,6 +73,22 @@ async def test_what_waits_at_the_end_is_still_written(conninfo: str, data_dir: P
         assert await persistence.store.load(story.task_id) == story.state
 
 
+async def test_what_waits_at_the_end_is_written_also_when_postgres_has_just_been_killed(data_dir: Path) -> None:
+    stories = [Story() for _ in range(10)]
+    async with running(PersistenceSettings(data_dir)) as persistence:
+        assert persistence.server
+        assert persistence.server.pid
+        os.kill(persistence.server.pid, signal.SIGKILL)
+        for story in stories:
+            persistence.journal.submit(story.begin(), lambda receipt: None)
+        with trio.fail_after(20):
+            while persistence.pool.up:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+    async with running(PersistenceSettings(data_dir)) as persistence:
+        for story in stories:
+            assert await persistence.store.load(story.task_id) == story.state
+
+
 async def test_a_second_server_on_the_same_folder_is_told_so(data_dir: Path) -> None:
     first, second = (Persistence(PersistenceSettings(data_dir)) for _ in range(2))
     await first.prepare()
