@@ -34,6 +34,8 @@ TAKEN_AWAY = 60
 IN_SYNC_WITHIN = 60.0
 """Seconds in which all that was taken is stored when PostgreSQL is back; it takes a few, on a busy machine more."""
 KILLS_A_LONG_FAULT = 100
+MANY = 50
+"""Kills from which on a run is no short one."""
 
 
 @frozen
@@ -97,7 +99,8 @@ class Campaign:
     async def run(self) -> None:
         options = self.options
         if not options.only:
-            self.faults["kill_server_in_first_start"] = await first_starts(self.victim, self.chance)
+            firsts = 2 if options.kills < MANY else 6
+            self.faults["kill_server_in_first_start"] = await first_starts(self.victim, self.chance, firsts)
         await self.victim.start()
         self._say("the first good start")
         async with trio.open_nursery() as nursery:

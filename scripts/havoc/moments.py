@@ -188,8 +188,8 @@ async def kill_postgres_in_recovery(victim: Victim, chance: Chance) -> None:
         await trio.sleep(chance.uniform(0.0, 0.3))
 
 
-async def first_starts(victim: Victim, chance: Chance) -> int:
-    """Kills of the very first starts, on an empty folder: while the cluster is made, and in the migrations."""
+async def first_starts(victim: Victim, chance: Chance, most: int) -> int:
+    """Kills the very first starts, on an empty folder, while the cluster is made and in the migrations; how many."""
     unfinished = victim.cluster.with_name("postgres.unfinished")
     moments: list[Callable[[], bool]] = [
         unfinished.exists,
@@ -199,6 +199,7 @@ async def first_starts(victim: Victim, chance: Chance) -> int:
         partial(_migrating, victim),
         partial(_migrating, victim),
     ]
+    moments = moments[-most:]
     for moment in moments:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_strike_when, victim, moment, chance.uniform(0.0, 0.1))
