@@ -5,6 +5,8 @@ May import prometheus-client alone. Other rooms of the engine add their metrics 
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -12,6 +14,14 @@ _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 
 TASKS_LIVE = Gauge("elwift_tasks_live", "Tasks whose TaskServer is in memory.")
 TASKS_ACCEPTED = Counter("elwift_tasks_accepted_total", "Tasks accepted.", ["model", "durability"])
+
+
+@cache
+def accepted(model: str, durability: str) -> Counter:
+    """The one counter among TASKS_ACCEPTED, looked up once: it is met at every acceptance."""
+    return TASKS_ACCEPTED.labels(model, durability)
+
+
 TASKS_FINISHED = Counter("elwift_tasks_finished_total", "Tasks that reached a terminal status.", ["model", "status"])
 TASK_DURATION = Histogram(
     "elwift_task_duration_seconds", "From acceptance to a terminal status.", ["model", "status"], buckets=_LONG

@@ -76,7 +76,7 @@ async def _accept(runtime: Runtime, new: NewTask) -> Accepted:
             durability = Durability.DURABLE
         case Buffered():
             durability = Durability.MEMORY
-    telemetry.TASKS_ACCEPTED.labels(birth.model, durability).inc()
+    telemetry.accepted(birth.model, durability).inc()
     telemetry.ACCEPT_DURATION.observe(perf_counter() - began)
     return _acknowledged(entry.task, durability, estimate)
 

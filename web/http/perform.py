@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
 import structlog
-from attrs import evolve, frozen
+from attrs import frozen
 from opentelemetry.trace import SpanKind
 
 from engine import tracing
@@ -131,7 +131,8 @@ def concluded(
     if house.access_log and not quiet:
         _log(route, head, user, answer.status, seconds)
     shared = sharing(house.origins, head.headers)
-    return evolve(answer, headers=(*answer.headers, *shared, ("X-Request-Id", head.request_id)))
+    headers = (*answer.headers, *shared, ("X-Request-Id", head.request_id))
+    return Answer(answer.body, answer.status, answer.content_type, headers)
 
 
 def admit(house: House, route: Route, head: Incoming) -> Identity:
