@@ -24,7 +24,9 @@ from persistence.pool import Pool
 log = logging.getLogger(__name__)
 
 BATCH = 500
-"""States in one statement: about three milliseconds of encoding between two looks at the loop."""
+"""States in one statement."""
+AT_ONCE = 50
+"""States that are encoded between two looks at the loop: well below a millisecond."""
 
 # Nobody was promised this snapshot, so its commit does not wait for the disk; the log's commits all do. A crash of
 # PostgreSQL may lose the last moments of progress and text, and nothing else: older snapshots and the log remain.
@@ -104,7 +106,11 @@ class Snapshotter:
 
     async def save(self, states: Sequence[TaskState]) -> None:
         """Writes one snapshot for each state, in one batch."""
-        rows = [_encode(state) for state in states]
+        rows = []
+        for number, state in enumerate(states, 1):
+            rows.append(_encode(state))
+            if not number % AT_ONCE:
+                await trio.lowlevel.checkpoint()
         async with self.pool.connection() as connection, connection.pipeline(), connection.transaction():
             await connection.execute(RELAXED)
             await connection.execute(SAVE, (codec.SNAPSHOT_VERSION, array(rows)))

@@ -14,6 +14,7 @@ from typing import LiteralString
 from uuid import UUID
 
 import psycopg
+import trio
 from attrs import define, field, frozen
 from psycopg.rows import class_row
 
@@ -35,6 +36,8 @@ CONFLICT = Refused("conflict")
 STALE_FENCE = Refused("stale_fence")
 TERMINAL = Refused("terminal")
 POISON = Refused("poison")
+AT_ONCE = 16
+"""Receipts that are given in one turn of the loop."""
 WHOLE = 1 << 30
 LOCK_TIMEOUT = "1s"
 """How long a transaction waits for what others have locked, before it is tried without that."""
@@ -99,7 +102,7 @@ class Writer:
                 problem = error
                 verdicts = await self._explain(connection, left)
             if verdicts is None:
-                return self._settle_all(left)
+                return await self._settle_all(left)
             if not any(verdicts):
                 return await self._halve(connection, left, problem)
             for pending, verdict in zip(left, verdicts, strict=True):
@@ -199,12 +202,15 @@ class Writer:
             return False
         self._unsure = None
         if row and row[0] == "committed":
-            self._settle_all(batch)
+            await self._settle_all(batch)
         return True
 
-    def _settle_all(self, batch: Sequence[Pending]) -> None:
-        for pending in batch:
+    async def _settle_all(self, batch: Sequence[Pending]) -> None:
+        """Each receipt wakes somebody who has been waiting; all of them in one turn of the loop would hold it long."""
+        for number, pending in enumerate(batch, 1):
             self.settle(pending, Committed())
+            if not number % AT_ONCE:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _reserve(self, job: NewJob) -> Lease | None:
         return self.door.reserve(job) if self.door else None
