@@ -174,19 +174,22 @@ class Replicate:
     async def _asked(self, request: ProviderRequest) -> Prediction:
         """The prediction that is made for this request. Raises Lost or Refusal."""
         patience = trio.current_time() + self._throttle.longest
-        try:
-            while True:
-                wait = await self._throttle.enter()
-                if wait is not None:
-                    raise Refusal(failures.refusal(429, {}, {"retry_after": wait}))
+        while True:
+            async with self._throttle.door() as closed:
                 try:
-                    return await self.errands.run(partial(self._create, request), partial(self._unwanted, request))
+                    return await self._bought(request, closed)
                 except Refusal as no:
-                    if no.failed.kind is not FailureKind.UNAVAILABLE:
+                    if closed is not None or no.failed.kind is not FailureKind.UNAVAILABLE:
                         raise
                     self._throttle.refused(no.failed.retry_after or 5.0)
                     if trio.current_time() > patience:
                         raise
+
+    async def _bought(self, request: ProviderRequest, closed: float | None) -> Prediction:
+        if closed is not None:
+            raise Refusal(failures.refusal(429, {}, {"retry_after": closed}))
+        try:
+            return await self.errands.run(partial(self._create, request), partial(self._unwanted, request))
         except Interrupted as cut:
             raise Lost("the server ends") if cut.begun else Refusal(failures.unreachable("the server ends")) from cut
 
@@ -278,12 +281,14 @@ class Replicate:
             if news is not None and newer(news, latest):
                 latest = news
                 yield latest
-            elif watch.late:
+            if latest.terminal:
+                return
+            if watch.late:
                 async with aclosing(self._stopped(latest.id)) as last:
                     async for event in last:
                         yield event
                 return
-            elif (failed := watch.verdict) is not None:
+            if (failed := watch.verdict) is not None:
                 yield failed
                 return
 

@@ -7,18 +7,20 @@ whoever finds it full, or the wait too long, is told when to come again.
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 from attrs import define, field
 
 LINE = 32
 LONGEST = 60.0
-"""Seconds that somebody waits at the door, at most."""
+"""Seconds that somebody waits at the door, at most; and for so long after a refusal one goes at a time."""
 
 
 @define(eq=False)
 class Throttle:
-    """Seconds of trio's clock. Open until the first `refused`."""
+    """Seconds of trio's clock. Open to all until the first `refused`."""
 
     line: int = LINE
     longest: float = LONGEST
@@ -27,23 +29,18 @@ class Throttle:
     _waiting: int = 0
     _turn: trio.Lock = field(factory=trio.Lock)
 
-    async def enter(self) -> float | None:
-        """Waits until a request may go. Not None: it may not; the seconds after which to come again."""
-        if not self._closed and not self._waiting:
-            return None
-        if self._waiting >= self.line or self._left > self.longest:
-            return self._left + self._pause * self._waiting
-        self._waiting += 1
-        try:
-            with trio.move_on_after(self.longest) as patience:
-                async with self._turn:
-                    while True:  # whoever was before may have been refused, and closed it again
-                        await trio.sleep_until(self._until)
-                        if not self._closed:
-                            break
-            return self._left + self._pause * self._waiting if patience.cancelled_caught else None
-        finally:
-            self._waiting -= 1
+    @asynccontextmanager
+    async def door(self) -> AsyncIterator[float | None]:
+        """Waits until a request may go, which is made in the block. Not None: it may not; when to come again."""
+        if trio.current_time() > self._until + self.longest:
+            yield None
+        elif self._waiting >= self.line or self._left > self.longest or not await self._in_turn():
+            yield max(self._left + self._pause * self._waiting, 0.5)
+        else:
+            try:
+                yield None
+            finally:
+                self._turn.release()
 
     def refused(self, seconds: float) -> None:
         """A request was refused; none may go for so long."""
@@ -54,6 +51,18 @@ class Throttle:
     def _left(self) -> float:
         return max(0.0, self._until - trio.current_time())
 
-    @property
-    def _closed(self) -> bool:
-        return self._left > 0
+    async def _in_turn(self) -> bool:
+        """Takes the turn, once the door is open; False: it took too long."""
+        self._waiting += 1
+        try:
+            with trio.move_on_after(self.longest):
+                await self._turn.acquire()
+                try:
+                    await trio.sleep_until(self._until)
+                except BaseException:
+                    self._turn.release()
+                    raise
+                return True
+            return False
+        finally:
+            self._waiting -= 1

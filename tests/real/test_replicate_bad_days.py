@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.engine.providers.fake_replicate import PRICE
 from tests.real.replicate import House, house, until
 
 ONE = ("completed", None, 1, 1, 0)
@@ -148,3 +149,61 @@ async def test_what_is_cancelled_stops_there_and_stands_on_the_bill(data_dir: Pa
         _, report = await at.http.get("/api/usage")
         assert report["total"]["cost"] == pytest.approx(at.service.bill(), rel=0.01)
         assert await at.duplicates() == 0
+
+
+async def test_an_account_that_may_ask_seldom_is_asked_in_turn(data_dir: Path) -> None:
+    """As with little credit: so many a minute, one at a time. No attempt is burnt, and few requests are wasted."""
+    async with house(data_dir) as at:
+        at.service.every = 0.2
+        await at.model("rare")
+        tasks = [await at.start("rare") for _ in range(8)]
+        ended = [await at.ended(task_id) for task_id in tasks]
+        assert [(task["status"], task["attempt"]) for task in ended] == [("completed", 1)] * 8
+        assert len(at.bought("rare")) == 8
+        asked = sum(method == "POST" for method, _ in at.service.requests)
+        assert asked <= 3 * 8
+
+
+async def test_files_are_fetched_again_by_new_links_and_from_known_hosts_alone(data_dir: Path) -> None:
+    async with house(data_dir) as at:
+
+        async def expired() -> tuple[Any, ...]:
+            """The link that the prediction told is void by the time it is followed."""
+            task_id, run = await at.begun("expired", files=2)
+            at.service.faults.append((f"^GET /files/first/{run.id}/1", "renamed"))
+            run.finish.set()
+            return await outcome(at, "expired", task_id), len((await at.task(task_id))["outputs"])
+
+        async def elsewhere() -> tuple[Any, ...]:
+            task_id, run = await at.begun("elsewhere", output="http://169.254.169.254/latest/meta-data.png")
+            run.finish.set()
+            return await outcome(at, "elsewhere", task_id)
+
+        found = await gathered({"expired": expired(), "elsewhere": elsewhere()})
+        assert found["expired"] == (ONE, 2)
+        status, code, _, bought, _ = found["elsewhere"]
+        assert (status, code, bought) == ("failed", "forbidden_url", 1)
+
+
+async def test_the_bill_is_ours_whatever_became_of_what_was_bought(data_dir: Path) -> None:
+    """Failed attempts, cancelled ones and those that another model answered for: all of it is in the usage."""
+    async with house(data_dir) as at:
+        await at.model("reserve")
+        status, reserve = await at.http.get("/api/models/reserve")
+        assert status == 200
+        await at.model("failing")
+        await at.model("failing-over", fallbacks=[reserve["id"]])
+        failing = await at.start("failing", end="failed", error="CUDA error", cost=2.0)
+        over = await at.start("failing-over", end="failed", error="CUDA error", cost=3.0)
+        ended = [await at.ended(task_id) for task_id in (failing, over)]
+        assert [(task["status"], task["attempt"]) for task in ended] == [("failed", 3), ("failed", 3)]
+        statement = await at.statement(failing)
+        assert statement["total"]["cost"] == pytest.approx(3 * 2.0 * PRICE)
+        assert {line["error_message"] for line in statement["predictions"]} == {"prediction_failed: CUDA error"}
+        both = await at.statement(over)
+        assert both["total"]["cost"] == pytest.approx(
+            (len(at.bought("failing-over")) + len(at.bought("reserve"))) * 3 * PRICE
+        )
+        _, report = await at.http.get("/api/usage")
+        assert report["total"]["cost"] == pytest.approx(at.service.bill())
+        assert report["total"]["attempts"] == 6

@@ -398,6 +398,8 @@ async def serving() -> AsyncIterator[Service]:
             return
         if fault == "slow":
             await service.released.wait()
+        if fault == "renamed":
+            service.files_of = "second"
         status, headers, content = FAULTS.get(fault) or service.answer(request)
         match fault.removesuffix(" after") if fault.endswith(" after") else fault:
             case "lost" if fault:
