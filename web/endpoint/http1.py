@@ -238,8 +238,6 @@ class Body:
         self._chunks = Chunks() if length is None else None
         self._most = most
         self._budget = budget
-        if most and self._left > most:
-            raise self._too_large()
 
     def take(self, data: bytes) -> bytes:
         """Takes what is the body's, and gives back what is not. Raises Malformed."""
@@ -261,12 +259,9 @@ class Body:
         self.got += size
         within = self._budget.change(size)
         if self._most and self.got > self._most:
-            raise self._too_large()
+            raise Malformed(413, "body_too_large", f"a body of more than {self._most} bytes")
         if not within:
             raise Malformed(503, "too_much_buffered", "all clients together sent too much")
-
-    def _too_large(self) -> Malformed:
-        return Malformed(413, "body_too_large", f"a body of more than {self._most} bytes")
 
     def hand_over(self) -> bytes:
         """What has come since the last time."""

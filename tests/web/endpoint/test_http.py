@@ -176,10 +176,13 @@ async def test_a_websocket_request_with_a_body_is_refused(node: Node) -> None:
         assert (await answers(endpoint.port, upgrade("/echo", "Content-Length: 3") + b"abc")).status == 400
 
 
-async def test_a_declared_body_that_is_too_large_is_refused_before_it_comes(node: Node) -> None:
-    async with running(max_body=1000) as endpoint:
-        asked = request("/size", "Content-Length: 1001", "Expect: 100-continue", method="POST")
-        assert (await answers(endpoint.port, asked)).status == 413
+async def test_a_declared_body_that_is_too_large_is_the_applications_to_refuse(node: Node) -> None:
+    """It can say so in its own words, and to pages of other sites; without having been sent the body."""
+    app = answering({"status": 413, "headers": [(b"content-length", b"0")]}, {"body": b""})
+    async with running(app, max_body=1000) as endpoint:
+        asked = request("/", "Content-Length: 2000000", "Expect: 100-continue", method="POST")
+        found = await answers(endpoint.port, asked)
+        assert (found.status, found.headers["connection"]) == (413, "close")
 
 
 async def alive(send: Any) -> None:
