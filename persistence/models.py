@@ -17,7 +17,7 @@ COLUMNS: LiteralString = """
     id, name, provider, owner, slug, version, category, description, documentation_url, input_schema, defaults,
     fallbacks, price, settings, is_active
 """
-ALL: LiteralString = f"SELECT {COLUMNS} FROM models ORDER BY name, version"
+ALL: LiteralString = f"SELECT {COLUMNS} FROM models ORDER BY updated_at, name, version"
 PUT: LiteralString = f"""
     INSERT INTO models ({COLUMNS})
     SELECT {COLUMNS.replace("fallbacks", "coalesce(fallbacks, '{}')")}
@@ -39,7 +39,7 @@ class PostgresModelStore:
     pool: Pool
 
     async def all(self) -> tuple[Model, ...]:
-        """Every model, active or not, by name and version."""
+        """Every model, active or not; what was registered last comes last."""
         async with self.pool.connection() as connection:
             cursor = connection.cursor(row_factory=dict_row)
             await cursor.execute(ALL)

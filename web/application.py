@@ -94,7 +94,8 @@ from web.http.webhooks import ReplicateWebhooks
 from web.operators.doors import Doors
 from web.operators.overview import metrics
 from web.operators.routes import Operators
-from web.settings import Settings, read_queues
+from web.queues import read_queues
+from web.settings import Settings
 from web.sockets.door import Door
 from web.sockets.longpoll import LongPolls
 from web.sockets.mount import mount, mount_longpoll
@@ -193,6 +194,7 @@ class Application:
         )
         self.queues.servers.on_moved = partial(follow.moved, self.runtime)
         self.queues.servers.on_news = self.runtime.relay.heard
+        models.on_change = self.runtime.relay.models_changed
         if self.backends.replicate:
             self.backends.children.append(Settlement(self.backends.replicate, self.bills, models).spec())
         handlers[JOB_WORKER] = runner.handler(self.runtime, Patience(in_place=settings.store_patience))
@@ -350,7 +352,8 @@ def _queue_configs(settings: Settings, slots: Mapping[str, int]) -> dict[str, Qu
 
     return {
         "default": admitting(settings.concurrency),
-        **{name: admitting(limit) for name, limit in {**slots, **read_queues(settings.queues)}.items()},
+        **{name: admitting(limit) for name, limit in slots.items()},
+        **read_queues(settings.queues, admitting(1)),
         "housekeeping": QueueConfig(limit=1),
     }
 

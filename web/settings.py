@@ -7,7 +7,6 @@ whose repr hides them, so that they show in no traceback.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,8 @@ class Settings:
     concurrency: int = 256
     """Attempts that run at once in this process, over all models that have no queue of their own."""
     queues: str = ""
-    """Queues for models: `name=4` runs four at once in this process. A model is put into one by its setting `queue`."""
+    """Queues for models: `name=4` runs four at once in this process; `name=4 global=8 rate=100/60` binds all servers,
+    too. A model is put into one by its setting `queue`."""
 
     lease: float = 30.0
     """A server that has not been heard of for so long, by the database's clock, counts as lost: its jobs run again and
@@ -189,16 +189,3 @@ def check(settings: Settings) -> Settings:
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise UserError("bad_settings", "tls_certificate and tls_key must be set together.")
     return settings
-
-
-def read_queues(text: str) -> dict[str, int]:
-    """Limits by queue. Raises UserError."""
-    found: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, limit = part.partition("=")
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,49}", name) or not re.fullmatch(r"[1-9]\d{0,3}", limit):
-            raise UserError("bad_settings", "Queues are written as name=4, separated by commas.")
-        if name in ("default", "housekeeping"):
-            raise UserError("bad_settings", f"The queue {name} is there already.")
-        found[name] = int(limit)
-    return found

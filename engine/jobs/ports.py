@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from engine.jobs.job import Fence, Job, JobChange, JobState, Lease, NewJob
 from engine.ports import Receipt
@@ -50,8 +50,8 @@ class QueueDoor(Protocol):
 class Rate:
     """At most `allowed` starts in `period` seconds, over all nodes; unused allowance is kept up to `allowed`."""
 
-    allowed: int
-    period: float = 1.0
+    allowed: int = field(validator=validators.gt(0))
+    period: float = field(default=1.0, validator=validators.gt(0.0))
 
     @property
     def per_second(self) -> float:

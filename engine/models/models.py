@@ -5,7 +5,7 @@ May import the ports and the errors. The check of an input against its model's s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -43,6 +43,8 @@ class Models:
         self._seeds = tuple(seeds)
         self._models: dict[UUID, Model] = {}
         self._checks: dict[UUID, InputCheck] = {}
+        self._changes = 0
+        self.on_change: Callable[[], None] = lambda: None
         for model in self._seeds:
             self._keep(model)
 
@@ -55,6 +57,19 @@ class Models:
         for model in self._seeds:
             if model.id not in known:
                 await self._store.put(model)
+
+    async def refresh(self) -> None:
+        """Takes over what other servers have changed in the store. Raises StorageDown."""
+        changes = -1
+        while changes != self._changes:  # else something was changed here while the store was being read
+            changes = self._changes
+            stored = await self._store.all()
+        known, checks = self._models, self._checks
+        self._models = {model.id: model for model in stored}
+        self._checks = {
+            model.id: checks[model.id] if known.get(model.id) == model else InputCheck(model.input_schema)
+            for model in stored
+        }
 
     def all(self) -> tuple[Model, ...]:
         """Every model, by name and version."""
@@ -108,6 +123,7 @@ class Models:
             await self._store.put(model)
         except NameTaken as taken:
             raise UserError("name_taken", f"Another model is called {model.name!r} ({model.version}).") from taken
+        self._changed()
         self._models.pop(model.id, None)  # so that it becomes the one registered last
         self._models[model.id], self._checks[model.id] = model, check
 
@@ -121,9 +137,14 @@ class Models:
         if any(model.id == model_id for model in self._seeds):
             raise UserError("seeded_model", "This model belongs to the system; switch it off instead.")
         removed = await self._store.remove(model_id)
+        self._changed()
         self._models.pop(model_id, None)
         self._checks.pop(model_id, None)
         return removed
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self.on_change()
 
     def _keep(self, model: Model) -> None:
         self._models[model.id] = model

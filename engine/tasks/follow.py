@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 EVERY = 1.0
 """Seconds between two questions, each about at most PAGE tasks."""
 PAGE = 1000
+MODELS_EVERY = 30.0
+"""Seconds between two looks at the registry of models, where nobody tells of a change."""
 
 
 async def follow(runtime: Runtime) -> None:
@@ -40,6 +42,20 @@ async def follow(runtime: Runtime) -> None:
         idle = [live for live in map(runtime.stash.get, page) if live is not None and _idle(live)]
         try:
             await _ask(runtime, idle)
+        except StorageDown:
+            continue
+
+
+async def follow_models(runtime: Runtime) -> None:
+    """Keeps the registry of models as the database has it: when another server says so, and now and then."""
+    init_ack()
+    relay = runtime.relay
+    while True:
+        with trio.move_on_after(MODELS_EVERY):
+            await relay.other_models.wait()
+        relay.other_models = trio.Event()
+        try:
+            await runtime.models.refresh()
         except StorageDown:
             continue
 

@@ -21,7 +21,7 @@ from engine.otp import ChildSpec, DynamicSupervisor, Start, StartFailed, Supervi
 from engine.ports import StorageDown
 from engine.runtime import TASKS, Runtime
 from engine.tasks import lookup, stash
-from engine.tasks.follow import follow
+from engine.tasks.follow import follow, follow_models
 from engine.tasks.ids import key
 from engine.tasks.server import Adopted
 from engine.tasks.spent import clear
@@ -51,6 +51,7 @@ def specs(runtime: Runtime) -> tuple[ChildSpec, ChildSpec]:
                 ChildSpec(id="recover", start=Start.process(recover, runtime, name="recovery")),
                 ChildSpec(id="follow", start=Start.process(follow, runtime, name="follow")),
                 ChildSpec(id="spent", start=Start.process(clear, runtime, name="spent")),
+                ChildSpec(id="follow models", start=Start.process(follow_models, runtime, name="follow models")),
                 ChildSpec(id="relay", start=Start.process(runtime.relay.run, name="relay")),
             ],
             id="recovery",

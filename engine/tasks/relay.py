@@ -88,7 +88,11 @@ class Happened(msgspec.Struct, tag="h", array_like=True, frozen=True):
     first: int
 
 
-News = Watch | Progress | Text | Log | WatchUsers | Happened
+class ModelsChanged(msgspec.Struct, tag="m", array_like=True, frozen=True):
+    """The registry of models is not what it was."""
+
+
+News = Watch | Progress | Text | Log | WatchUsers | Happened | ModelsChanged
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(News)
 
@@ -186,6 +190,9 @@ class Relay:
     """Tasks that other servers watch, and until when (trio's clock)."""
     users: dict[str, float] = field(factory=dict)
     """Users who have channels on other servers, and until when."""
+    other_models: trio.Event = field(factory=trio.Event)
+    """Set when a server has changed the registry of models."""
+    _changed_models: bool = False
     _happened: dict[UUID, Happened] = field(factory=dict)
     _heard: dict[UUID, Happened] = field(factory=dict)
     _new_users: set[str] = field(factory=set)
@@ -215,6 +222,11 @@ class Relay:
             self._new_users.add(user)
             self._something.set()
 
+    def models_changed(self) -> None:
+        """The registry of models was changed here."""
+        self._changed_models = True
+        self._something.set()
+
     def watch(self, told: TaskState) -> None:
         """A mirror that knows so much wants to know more."""
         self._mirrors.add(told.id)
@@ -228,6 +240,8 @@ class Relay:
         match decode(words):
             case Watch() as wish:
                 self._show(wish)
+            case ModelsChanged():
+                self.other_models.set()
             case WatchUsers(users):
                 self.users |= dict.fromkeys(users, trio.current_time() + INTEREST)
             case Happened(task=task) as happened if self._wanted(happened):
@@ -293,6 +307,9 @@ class Relay:
         news: list[News] = [*asking.values(), *happened.values()]
         if users:
             news.append(WatchUsers(users))
+        if self._changed_models:
+            self._changed_models = False
+            news.append(ModelsChanged())
         for task, parcel in parcels.items():
             news += parcel.open(task)
         try:

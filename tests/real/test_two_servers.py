@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 LEAN = {"ELWIFT_LOCAL_MODEL": "false"}
 NARROW = {**LEAN, "ELWIFT_CONCURRENCY": "1"}
 SHORT = {**LEAN, "ELWIFT_LEASE": "2"}
+QUEUES = {"ELWIFT_QUEUES": "scarce=4 global=3, paced=4 rate=4/1"}
 TERMINAL = {"completed", "failed", "cancelled"}
 
 
@@ -48,8 +49,8 @@ def pair(postgres_server: TestServer) -> Iterator[Pair]:
     async def both() -> AsyncIterator[Pair]:
         with new_data_dir() as one, new_data_dir() as two:
             async with (
-                serving(one, *database, environment=NARROW) as first,
-                serving(two, *database, environment=LEAN) as second,
+                serving(one, *database, environment={**NARROW, **QUEUES}) as first,
+                serving(two, *database, environment={**LEAN, **QUEUES}) as second,
             ):
                 yield Pair(first, second)
 
@@ -235,6 +236,31 @@ async def test_of_many_requests_with_one_key_at_both_servers_comes_one_task(pair
                     nursery.start_soon(one, here)
                     nursery.start_soon(one, there)
     assert len(made) == 1
+
+
+async def test_limits_of_a_queue_hold_over_both_servers(pair: Pair) -> None:
+    """Three at once of one queue, four starts a second of another, whichever servers run them."""
+    with trio.fail_after(40):
+        async with http_client(pair.one.url, 4) as here, http_client(pair.two.url, 4) as there:
+            for queue in ("scarce", "paced"):
+                model = {"name": queue, "provider": "simulate", "slug": queue, "version": "1", "category": "text"}
+                status, answer = await here.post("/api/models", {**model, "settings": {"queue": queue}})
+                assert status == 201, answer
+            with trio.fail_after(2):
+                while (await there.get("/api/models/paced"))[0] != 200:
+                    await trio.sleep(0.05)
+            body = {"prompt": "hi", "model": "scarce", "input": {"steps": 1, "interval": 0.3}}
+            scarce = [await create(http, body) for _ in range(5) for http in (here, there)]
+            paced = [await create(http, {**body, "model": "paced"}) for _ in range(6) for http in (here, there)]
+            spans = [(task["started_at"], task["completed_at"]) for task in await all_done(here, scarce)]
+            starts = sorted(task["started_at"] for task in await all_done(here, paced))
+    assert max(sum(begun <= at < ended for begun, ended in spans) for at, _ in spans) <= 3
+    for first, fifth in zip(starts, starts[8:], strict=False):  # a bucket of four is full at first
+        assert fifth - first >= 0.8
+
+
+async def all_done(http: HttpClient, made: Sequence[UUID]) -> list[dict[str, Any]]:
+    return [await until(http, task_id, "completed") for task_id in made]
 
 
 # --- one of them is lost ----------------------------------------------------------------------------------

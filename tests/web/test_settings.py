@@ -6,9 +6,12 @@ from pathlib import Path
 
 import attrs
 import pytest
+from attrs import evolve
 
 from engine.errors import UserError
-from web.settings import Settings, load, read_queues
+from engine.jobs.config import QueueConfig, Rate
+from web.queues import read_queues
+from web.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,8 +66,15 @@ def test_every_setting_stands_in_the_operators_guide() -> None:
 
 
 def test_queues_of_the_operators_are_read_and_nonsense_is_said() -> None:
-    assert read_queues(" gpu=2, slow=1 ") == {"gpu": 2, "slow": 1}
-    assert read_queues("") == {}
-    for nonsense in ("gpu", "gpu=0", "gpu=many", "=3", "default=3", "Gpu Queue=1"):
-        with pytest.raises(UserError, match="[Qq]ueue"):
-            read_queues(nonsense)
+    usual = QueueConfig(1, max_waiting=100, user_quota=10)
+    gpu, slow = evolve(usual, limit=2), evolve(usual, limit=1)
+    assert read_queues(" gpu=2, slow=1 ", usual) == {"gpu": gpu, "slow": slow}
+    assert read_queues("", usual) == {}
+    bound = evolve(gpu, global_limit=8, rate=Rate(100, 60.0), timeout=600.0, max_wait=30.0)
+    assert read_queues("gpu=2 global=8 rate=100/60 timeout=600 max_wait=30", usual) == {"gpu": bound}
+    for nonsense in (
+        "gpu", "gpu=0", "gpu=many", "=3", "housekeeping=3", "Gpu Queue=1", "gpu=1 global=0", "gpu=1 rate=0/1",
+        "gpu=1 rate=5/0", "gpu=1 speed=3", "gpu=1 timeout=soon",
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"[Qq]ueue"):
+            read_queues(nonsense, usual)

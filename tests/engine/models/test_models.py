@@ -193,3 +193,22 @@ async def test_seeds_cannot_be_removed_others_can(models: Models) -> None:
     assert await models.remove(PAINTER.id)
     assert not await models.remove(PAINTER.id)
     assert models.find("painter") is None
+
+
+async def test_what_another_server_has_changed_is_taken_over() -> None:
+    store = MemoryModels()
+    here, there = Models(store, "simulate"), Models(store, "simulate")
+    await here.load()
+    mine = evolve(SIMULATE, id=uuid4(), name="mine", slug="mine")
+    other = evolve(SIMULATE, id=uuid4(), name="other", slug="other")
+    await there.put(mine)
+    await there.put(other)
+    await here.refresh()
+    assert here.fit("other", {"steps": 2}).model == other
+    await there.put(evolve(other, is_active=False))
+    await there.remove(mine.id)
+    await here.refresh()
+    assert here.find("mine") is None
+    with pytest.raises(UserError, match="switched off"):
+        here.fit("other", {})
+    assert here.find("simulate") == SIMULATE
