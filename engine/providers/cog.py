@@ -32,7 +32,7 @@ from engine.providers.replicate import Story
 from engine.providers.replicate_wire import BadPrediction, Prediction, newer
 
 log = structlog.get_logger("elwift.cog")
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost", "0.0.0.0", "::"})
 GLANCE = 1.0
 """Seconds for a look that nothing depends on."""
 LINE = 8
@@ -285,9 +285,9 @@ class Visit:
         POSSIBLE_DUPLICATES.labels(provider=Cog.name).inc()
 
     def _deaf(self) -> bool:
-        """Whether webhooks cannot reach us: they would go to loopback, from another machine."""
+        """Whether webhooks cannot reach us: to another machine our address means itself."""
         ours, theirs = urlsplit(self.cog.webhook(self.request.attempt_id)), urlsplit(self.slots.server.url)
-        return ours.hostname in LOOPBACK and theirs.hostname not in LOOPBACK
+        return ours.hostname in THIS_MACHINE and theirs.hostname not in THIS_MACHINE
 
     def _body(self, webhooks: list[str]) -> dict[str, Any]:
         request = self.request

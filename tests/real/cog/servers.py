@@ -24,6 +24,7 @@ from engine.providers.cog_wire import Server
 from engine.providers.protocol import ProviderEvent, ProviderRequest
 from engine.providers.replicate_wire import read_prediction
 from tests.engine.providers import raw_http
+from tests.engine.providers.fake_cog import FakeCog
 from tests.engine.providers.raw_http import Reply, Request
 from tests.real.clients.clients import python_with
 
@@ -107,7 +108,7 @@ class Receiver:
 
 @asynccontextmanager
 async def provider_of(
-    *servers: CogServer, patience: Patience | None = None, slots: int | None = None
+    *servers: CogServer | FakeCog, patience: Patience | None = None, slots: int | None = None
 ) -> AsyncIterator[tuple[Cog, Receiver]]:
     """The provider over these servers (`0`, `1`, … by name), its webhooks received on loopback."""
     receiver = Receiver("")
