@@ -61,6 +61,12 @@ async def find(runtime: Runtime, task_id: UUID) -> TaskState | None:
     return live.outbox.told if live is not None else await runtime.store.load(task_id)
 
 
+def stored(runtime: Runtime, task_id: UUID) -> bool:
+    """Whether all that has happened to a task is in the database, also what nobody was told yet."""
+    live = runtime.stash.get(task_id)
+    return live is None or live.outbox.settled
+
+
 def durability(runtime: Runtime, task_id: UUID) -> Durability:
     """Where all that is known of a task is: in the database, or in part in memory only."""
     live = runtime.stash.get(task_id)

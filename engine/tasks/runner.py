@@ -134,9 +134,11 @@ async def _begin(runtime: Runtime, job: Job, task_id: UUID, work: Begin | Replay
     match await lookup.ask(runtime, task_id, request):
         case AttemptBegun(number, task):
             return Begun(attempt_id, number, task)
-        case Refusal(code="terminal" | "stale_job" as code):
+        case Refusal(code="terminal" | "stale_job" as code) if lookup.stored(runtime, task_id):
             return Cancel(code)
-        case Refusal(code=code):  # what this node knew of the task was out of date; by then it is not
+        # What this node knew of the task was out of date, and by then is not. Or the task's end is still on its way to
+        # the database: it takes the job with it, and nothing else may, for a crash could undo it.
+        case Refusal(code=code):
             return Snooze(runtime.clock() + STORAGE_PAUSE, code)
         case _:
             return Cancel("the task is over")

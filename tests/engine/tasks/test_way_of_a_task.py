@@ -581,6 +581,28 @@ async def test_cancel_while_queued() -> None:
         assert logged(h, accepted) == [ev.Created, ev.Cancelled]
 
 
+@pytest.mark.parametrize("kept_back", ["by an outage", "on its way"])
+async def test_a_job_is_not_ended_by_an_end_of_its_task_that_a_crash_could_undo(kept_back: str) -> None:
+    async with house() as h:
+        h.queue.paused = True
+        accepted = await begin(h.runtime)
+        h.storage.down = kept_back == "by an outage"
+        if not h.storage.down:
+            h.storage.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lookup.cancel, h.runtime, accepted.task.id)
+            await trio.testing.wait_all_tasks_blocked()
+            h.queue.paused = False
+            h.queue.go()
+            await trio.testing.wait_all_tasks_blocked()
+            assert [type(outcome) for outcome in h.queue.outcomes] == [Snooze]
+            h.storage.back()
+            h.storage.let_go()
+        await over(h.runtime, accepted.task.id)
+        assert logged(h, accepted) == [ev.Created, ev.Cancelled]
+        assert h.storage.outcomes == [JobChange(accepted.task.job_id, Cancel("requested"))]  # type: ignore[arg-type]
+
+
 async def test_cancel_while_running_stops_the_providers_work_and_nothing_follows() -> None:
     provider = Scripted()
     async with house({"simulate": provider}) as h:
