@@ -19,7 +19,7 @@ TERMINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED
 WAITING = frozenset({JobState.AVAILABLE, JobState.SCHEDULED, JobState.RETRYABLE})
 UNFINISHED = WAITING | {JobState.SUSPENDED, JobState.EXECUTING}
 
-MAX_RESCUES = 20
+MAX_RESCUES = 50
 """How often a job may lose its node and still be run again without counting the attempt."""
 CALM_RESCUES = 3
 """How often it is run again at once. After that it waits first, ever longer: a job that takes its node down does so

@@ -113,7 +113,8 @@ class Campaign:
             self.load.over = True
             reckoning = await self._reckon()
             nursery.cancel_scope.cancel()
-        await trio.to_thread.run_sync(reckoning.look_for_leftovers)
+        for problem in await trio.to_thread.run_sync(reckoning.leftovers):
+            self.complain(problem)
         status = await self.victim.terminate()
         if status != 0:
             self.complain(f"the server ended with exit status {status} after SIGTERM")

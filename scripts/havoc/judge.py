@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 MAX_ATTEMPTS = 3
 """Attempts that a task has; those that ended with their server do not count."""
-MAX_RESCUES = 20
+MAX_RESCUES = 50
 """How often a task may lose its server before it is given up; chaos never goes so far with any."""
 EXACT = 2e-5
 """Seconds by which a time may differ after its way through the database."""

@@ -139,13 +139,11 @@ class Reckoning:
 
     # --- the database -----------------------------------------------------------------------------------
 
-    def look_for_leftovers(self) -> None:
-        """Nothing is left half done once every task has ended. Blocking."""
+    def leftovers(self) -> list[str]:
+        """Complaints on what is left half done once every task has ended. Blocking."""
         with psycopg.connect(self.victim.conninfo(), autocommit=True) as connection:
-            for name, question in LEFTOVERS.items():
-                row = connection.execute(question).fetchone()
-                if row and row[0]:
-                    self.complain(f"{row[0]} {name} are in the database")
+            rows = [(name, connection.execute(question).fetchone()) for name, question in LEFTOVERS.items()]
+        return [f"{row[0]} {name} are in the database" for name, row in rows if row and row[0]]
 
 
 LEFTOVERS: dict[str, LiteralString] = {

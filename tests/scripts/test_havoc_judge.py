@@ -80,7 +80,7 @@ def test_attempts_that_follow_one_another_are_right(kinds: tuple[str, ...]) -> N
     [
         (numbered("created", "started", "started", "completed"), "while"),
         (numbered("created", *("started", "attempt_failed") * 3, "started", "completed"), "tried again"),
-        (numbered("created", *("started", "reset") * 30, "started", "completed"), "were made"),
+        (numbered("created", *("started", "reset") * 60, "started", "completed"), "were made"),
         ([row(1, "created"), row(2, "started", 2), row(3, "completed", 2)], "numbered"),
     ],
 )
