@@ -165,11 +165,16 @@ class Replicate:
             return Begun(await self._asked(request), repeats=repeats)
         except Lost as lost:
             if lost.pending:
-                self._pending[request.attempt_id] = trio.current_time() + self.pace.pending
+                self._note_pending(request.attempt_id)
             found, _ = await self._look(request, asked_at, waiting)
             if found is None:
                 raise
             return Begun(found, repeats=repeats)
+
+    def _note_pending(self, attempt_id: UUID) -> None:
+        now = trio.current_time()
+        self._pending = {attempt: until for attempt, until in self._pending.items() if until > now}
+        self._pending[attempt_id] = now + self.pace.pending
 
     async def _asked(self, request: ProviderRequest) -> Prediction:
         """The prediction that is made for this request. Raises Lost or Refusal."""
@@ -322,7 +327,10 @@ class Replicate:
         wanted = self._looked_for(request, 0.0)
         try:
             if not await self.search.known(identifier, request.attempt_id) and await self._named(identifier, wanted):
-                await self.left(request, identifier, True)
+                try:
+                    await self.left(request, identifier, True)
+                finally:
+                    self.search.claimed.discard(identifier)  # by now it is on record, or the settlement finds it
         except (Lost, Refusal, StorageDown) as problem:
             log.warning("stray prediction not stopped", prediction=identifier, why=str(problem))
 
@@ -348,19 +356,29 @@ class Replicate:
             Lost, Refusal: its end could not be seen.
         """
         with trio.move_on_after(self.pace.stop_within):
-            try:
-                asked = False
-                while not (last := await self.api.get(identifier)).terminal:
-                    if not asked:
-                        await self.api.cancel(identifier)
-                    asked = True
-                    await trio.sleep(self.pace.first)
-                return last
-            except Refusal as no:
-                if no.gone:
-                    return None
-                raise
+            told = False
+            while True:
+                told = told or await self._told_to_stop(identifier)
+                try:
+                    last = await self.api.get(identifier)
+                except Refusal as no:
+                    if no.gone:
+                        return None
+                    raise
+                if last.terminal:
+                    return last
+                await trio.sleep(self.pace.first)
         raise Lost("it does not stop")
+
+    async def _told_to_stop(self, identifier: str) -> bool:
+        """Whether the service has heard that it is to stop; one that is over may well be refused."""
+        try:
+            await self.api.cancel(identifier)
+        except Refusal as no:
+            return no.failed.kind is not FailureKind.UNAVAILABLE
+        except Lost:
+            return False
+        return True
 
 
 @define

@@ -398,6 +398,8 @@ async def serving() -> AsyncIterator[Service]:
             return
         if fault == "slow":
             await service.released.wait()
+        if fault == "no deadline":
+            del request.headers["cancel-after"]
         if fault == "renamed":
             service.files_of = "second"
         status, headers, content = FAULTS.get(fault) or service.answer(request)

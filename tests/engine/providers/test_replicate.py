@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import replicate
 import trio
 import trio.testing
+from attrs import evolve
+from replicate.webhook import Webhooks, WebhookSigningSecret
 
 from engine.providers.protocol import (
     Accepted,
@@ -27,8 +30,9 @@ from engine.providers.protocol import (
 )
 from engine.providers.replicate import Pace, Replicate
 from engine.providers.replicate_wire import Prediction, files_of, newer, progress_in, read_prediction, text_of
+from engine.providers.webhooks import sign
 from tests.engine.providers import fake_replicate
-from tests.engine.providers.fake_replicate import TOKEN, Service
+from tests.engine.providers.fake_replicate import SECRET, TOKEN, Service
 
 QUICK = Pace(
     first=0.01, longest=0.03, silence=0.05, lost_after=0.3, gone_after=0.2, stop_within=2.0, search=(0.01, 0.05)
@@ -250,15 +254,138 @@ async def test_without_a_single_webhook_polling_finishes_the_task(service: Servi
         assert isinstance((await events_of(provider, request()))[-1], Finished)
 
 
+async def test_the_token_goes_nowhere_else(service: Service) -> None:
+    """Neither behind a redirect nor to the next page of a listing that is somewhere else."""
+    async with fake_replicate.serving() as elsewhere, client(service) as provider:
+        service.faults.append(("^POST", f"redirect {elsewhere.url}/v1/predictions"))
+        (failed,) = await events_of(provider, request())
+        assert isinstance(failed, Failed)
+        assert failed.code == "provider_misconfigured"
+        for number in range(3):
+            service.create({"input": {"prompt": str(number)}})
+        service.page, url = 2, service.url
+        service.url = elsewhere.url
+        service.faults.append(("^POST", "lost before"))
+        (failed,) = await events_of(provider, request())
+        service.url = url
+        assert isinstance(failed, Failed)
+        assert failed.code == "answer_lost"
+        assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("more", ["", "/", "/v1", "/v1/"])
+async def test_the_address_may_be_written_as_either_official_client_wants_it(service: Service, more: str) -> None:
+    async with client(service) as provider:
+        provider.api.base_url = Replicate(provider.api.http, TOKEN, base_url=service.url + more).api.base_url
+        assert isinstance((await events_of(provider, request()))[-1], Finished)
+
+
+@pytest.mark.parametrize("skew", [-3600.0, 0.0, 3600.0])
+async def test_a_lost_prediction_is_found_on_the_third_page_whatever_the_services_clock_says(
+    provider: Replicate, service: Service, skew: float
+) -> None:
+    service.skew, service.page, service.brief = skew, 2, True
+    service.faults.append(("^POST", "lost after"))
+    async with trio.open_nursery() as nursery:
+
+        async def others() -> None:
+            await service.created.wait()
+            for number in range(5):
+                service.create({"input": {"prompt": str(number)}})
+
+        nursery.start_soon(others)
+        events = await events_of(provider, request(script(interval=0.1)))
+    assert isinstance(events[-1], Finished)
+    assert service.creates() == 6
+
+
+async def test_an_old_prediction_with_the_same_input_is_not_taken_for_a_lost_one(
+    provider: Replicate, service: Service
+) -> None:
+    old = service.create({"input": {"prompt": "hi"}})
+    old.created_at -= 600
+    service.faults.append(("^POST", "lost before"))
+    (failed,) = await events_of(provider, request())
+    assert isinstance(failed, Failed)
+    assert failed.code == "answer_lost"
+
+
+async def test_a_repeated_call_says_whether_it_may_be_paid_twice(provider: Replicate, service: Service) -> None:
+    first = await events_of(provider, request(intent_at=time.time() - 60))
+    assert isinstance(first[0], Accepted)
+    assert first[0].repeats == 0  # it was looked for, and is not there
+    service.faults.append(("^GET /v1/predictions ", "500"))
+    second = await events_of(provider, request(intent_at=time.time() - 60))
+    assert isinstance(second[0], Accepted)
+    assert second[0].repeats == 1  # nobody knows
+
+
+async def test_what_takes_too_long_is_stopped_and_its_cost_told(service: Service) -> None:
+    service.faults.append(("^POST /v1/models", "no deadline"))
+    async with client(service, pace=evolve(QUICK, run_limit=0.2, grace=0.2)) as provider:
+        events = await events_of(provider, request(script(steps=1000, interval=0.05, cost=0.5)))
+    failed, used = events[-1], events[-2]
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.code) == (FailureKind.PERMANENT, "timeout")
+    assert isinstance(used, UsageReported)
+    assert used.usage.predict_seconds == 0.5
+    assert not service.running()
+
+
+@pytest.mark.parametrize("gone", ["removed", "unknown", "empty"])
+async def test_a_result_that_is_gone_is_not_bought_again(provider: Replicate, service: Service, gone: str) -> None:
+    run = service.create({"input": script()})
+    await run.over.wait()
+    run.removed = gone == "removed"
+    run.output = None if gone == "empty" else run.output
+    identifier = "f" * 26 if gone == "unknown" else run.id
+    failed = (await events_of(provider, request(external_id=identifier)))[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.code) == (FailureKind.LOST, "result_lost")
+    assert service.creates() == 1
+
+
 async def test_the_fake_satisfies_the_official_client(service: Service) -> None:
-    def drive() -> tuple[str, Any]:
+    """It is not what we run on: under trio it fails where it would have to wait. But it knows what the service says."""
+    service.models["acme/painter"] = {
+        "url": "https://replicate.com/acme/painter", "owner": "acme", "name": "painter", "description": "Paints",
+        "visibility": "public", "github_url": None, "paper_url": None, "license_url": None, "run_count": 1,
+        "cover_image_url": None, "default_example": None,
+        "latest_version": {"id": "a" * 64, "created_at": "2026-01-01T00:00:00Z", "cog_version": "0.16.0",
+                           "openapi_schema": {"components": {"schemas": {"Input": {}}}}},
+    }  # fmt: skip
+    service.page = 2
+
+    def drive() -> Any:
         client = replicate.Client(api_token=TOKEN, base_url=service.url)
         prediction = client.models.predictions.create(("acme", "painter"), input=script(output="done"))
         while prediction.status not in ("succeeded", "failed", "canceled"):
             prediction.reload()
-        return prediction.status, prediction.output
+        held = client.models.predictions.create(("acme", "painter"), input=script(held=True))
+        held.cancel()
+        while held.status != "canceled":
+            held.reload()
+        client.predictions.create(version="b" * 64, input=script())
+        pages = client.predictions.list()
+        listed = [*pages.results, *client.predictions.list(pages.next).results]
+        model = client.models.get("acme/painter")
+        return prediction.status, prediction.output, len(listed), model.latest_version.openapi_schema
 
-    assert await trio.to_thread.run_sync(drive) == ("succeeded", "done")
+    schema = {"components": {"schemas": {"Input": {}}}}
+    assert await trio.to_thread.run_sync(drive) == ("succeeded", "done", 3, schema)
+
+
+async def test_the_official_client_takes_our_signatures_and_refuses_others() -> None:
+    body, stamp = b'{"id": "p1"}', int(time.time())
+    headers = {
+        "webhook-id": "msg_1",
+        "webhook-timestamp": str(stamp),
+        "webhook-signature": sign(SECRET, "msg_1", stamp, body),
+    }
+    secret = WebhookSigningSecret(key=SECRET)
+    Webhooks.validate(headers=headers, body=body.decode(), secret=secret)
+    with pytest.raises(ValueError, match="signature"):
+        Webhooks.validate(headers=headers, body=body.decode() + " ", secret=secret)
 
 
 # --- the words, pure ------------------------------------------------------------------------------------
