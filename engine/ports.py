@@ -299,6 +299,10 @@ class ArtifactStore(Protocol):
         """At most `limit` objects with names after `after`, in the order of their names. Raises StoreFailed."""
         ...
 
+    async def tidy(self, before: float) -> None:
+        """Removes what writes that were cut short have left, before this Unix time. Raises StoreFailed."""
+        ...
+
 
 class StoreFailed(Exception):
     """An artifact could not be stored now; another try may do better."""

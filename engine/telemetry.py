@@ -45,6 +45,9 @@ FIRST_OUTPUT = Histogram(
 )  # fmt: skip
 PROVIDER_RUNNING = Gauge("elwift_provider_requests_running", "Attempts at work now.", ["provider"])
 TOKENS = Counter("elwift_provider_tokens_total", "Tokens, as the providers count them.", ["provider", "direction"])
+SET_ASIDE = Counter(
+    "elwift_results_set_aside_total", "Attempts set aside since a finished result could not be stored.", ["code"]
+)
 MODEL_SERVER_UP = Gauge("elwift_model_server_up", "Whether the local model's process answers (1) or not (0).")
 MODEL_SERVER_RESTARTS = Counter("elwift_model_server_restarts_total", "Ends of the local model's process.")
 

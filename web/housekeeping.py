@@ -73,6 +73,7 @@ class Sweeper:
     async def sweep_orphans(self, now: float, grace: float = GRACE, pages: int = PAGES) -> int:
         """Looks through the next files of the store and deletes those that are older than `grace` and that no task has
         on record; how many. Only what is named as outputs are is touched. Raises StoreFailed, StorageDown."""
+        await self.artifacts.tidy(now - grace)
         if not await self._owned():
             return 0
         count, reached = 0, await self.removal.reached()

@@ -268,6 +268,7 @@ class TaskServer(GenServer[Live]):
         live = live if request.usage is None else rules.with_usage(live, request.usage)
         assert live.worker is not None
         node = self.runtime.homes.node
+        telemetry.SET_ASIDE.labels(request.failure.code).inc()
         live = self._ended(live, decide.set_aside(live.task, self.runtime.clock(), live.worker.run, request, node))
         return Reply(StepTaken(0), self._kept(live))
 

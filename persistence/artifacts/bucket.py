@@ -67,6 +67,9 @@ class BucketStore:
         """At most `limit` objects with names after `after`, in the order of their names. Raises StoreFailed."""
         return await self._run(lambda: tuple(self._list(after, limit)), self._calls)
 
+    async def tidy(self, before: float) -> None:
+        """Nothing: Google forgets uploads that were cut short, after a week."""
+
     async def _run(self, work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         # A thread cannot be stopped. An abandoned upload may still finish: the name is final and its content the same,
         # so that harms nothing, and what nobody recorded is swept; its place is free again only when it ends.

@@ -65,6 +65,13 @@ class FolderStore:
         except OSError as problem:
             raise StoreFailed(problem.strerror or type(problem).__name__) from problem
 
+    async def tidy(self, before: float) -> None:
+        """Removes what copies have left that were cut short before this Unix time. Raises StoreFailed."""
+        try:
+            await trio.to_thread.run_sync(self._tidy, before)
+        except OSError as problem:
+            raise StoreFailed(problem.strerror or type(problem).__name__) from problem
+
     def path(self, name: str) -> Path:
         """Where an object is. Raises BadName for one that would leave the folder."""
         parts = name.split("/")
@@ -137,11 +144,7 @@ class FolderStore:
                 break
         return tuple(found)
 
-    async def forget_parts(self, older_than: float, now: float) -> None:
-        """Removes what copies have left that were cut short more than `older_than` seconds before `now` (Unix time)."""
-        await trio.to_thread.run_sync(self._forget_parts, now - older_than)
-
-    def _forget_parts(self, before: float) -> None:
+    def _tidy(self, before: float) -> None:
         folder = self._root / PARTS
         for part in folder.iterdir() if folder.is_dir() else ():
             if part.stat().st_mtime < before:

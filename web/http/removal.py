@@ -57,6 +57,7 @@ class RemovalRoutes:
                 names = await removal.delete(task.id)
         if names is None:  # its end is not stored yet, or it has just been tried again, or deleted
             raise UserError("conflict", "The task is changing just now. Try again in a moment.")
+        log.info("task deleted", task_id=str(task.id), of=task.user, by=ask.identity.user, files=len(names))
         await removal.note([f"{task.id}/"], after=LATE)
         await self._sweep(names)
         return Answer(status=204)

@@ -81,9 +81,9 @@ async def test_on_another_disk_a_file_is_copied_and_a_copy_cut_short_is_no_objec
     assert list(parts.iterdir()) == []
     (parts / "half").write_bytes(b"so")
     assert [each.name for each in await folder.list("", 10)] == [NAME]
-    await folder.forget_parts(older_than=60.0, now=time.time())
+    await folder.tidy(time.time() - 60)
     assert list(parts.iterdir())
-    await folder.forget_parts(older_than=60.0, now=time.time() + 120)
+    await folder.tidy(time.time() + 60)
     assert list(parts.iterdir()) == []
 
 
