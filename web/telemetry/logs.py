@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import msgspec
 import structlog
+from opentelemetry.trace import format_span_id, format_trace_id, get_current_span
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 PRIVATE = frozenset({"prompt", "input", "text", "response", "token", "authorization", "password", "secret", "api_key"})
@@ -22,6 +23,14 @@ def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Takes out what must never be in a log, whatever the caller meant."""
     for name in PRIVATE & event.keys():
         event[name] = "[redacted]"
+    return event
+
+
+def with_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Names the trace that a line belongs to, as collectors join the two."""
+    span = get_current_span().get_span_context()
+    if span.is_valid:
+        event["trace_id"], event["span_id"] = format_trace_id(span.trace_id), format_span_id(span.span_id)
     return event
 
 
@@ -43,6 +52,7 @@ def configure(form: str = "auto", level: str = "info", stream: TextIO | None = N
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        with_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         redact,

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import structlog
+from opentelemetry.trace import format_span_id
 
 from web.telemetry.logs import PRIVATE, about, configure
+from web.telemetry.otlp import Collector, Exporter
 
 
 @pytest.fixture
@@ -87,3 +89,18 @@ def test_auto_is_json_when_nobody_watches(stream: io.StringIO) -> None:
     configure("auto", "info", stream)
     structlog.get_logger("x").info("said")
     assert lines(stream)[0]["event"] == "said"
+
+
+def test_a_line_within_a_span_names_its_trace(stream: io.StringIO) -> None:
+    configure("json", "info", stream)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with Exporter(Collector("http://nowhere")).spans.span("outer", parent) as span:
+        structlog.get_logger("x").info("within")
+        logging.getLogger("library").warning("within, too")
+    structlog.get_logger("x").info("outside")
+    *within, outside = lines(stream)
+    assert span is not None
+    assert {(line["trace_id"], line["span_id"]) for line in within} == {
+        (parent.split("-")[1], format_span_id(span.get_span_context().span_id))
+    }
+    assert "trace_id" not in outside
