@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from engine.otp import Via, cast, reply, self_, send, send_after
 from engine.ports import Durability, Entry, JournalFull
 from engine.runtime import Runtime
+from engine.tasks import observed
 from engine.tasks.events import TaskEvent
 from engine.tasks.ids import key
 from engine.tasks.messages import Refusal, TaskHappened, TaskNews, TaskProgress, TaskText
@@ -123,6 +124,8 @@ def tell(runtime: Runtime, live: Live, news: TaskNews) -> None:
     if live.task.id in runtime.relay.watched and not live.mirror:
         runtime.relay.put(live.task.id, news)
     if isinstance(news, TaskHappened):
+        if runtime.spans.on and news.task.status.terminal and not live.mirror:
+            observed.told(runtime.spans, news, len(live.subscribers), runtime.clock())
         if news.task.user in runtime.relay.users and not live.mirror:
             runtime.relay.happened(news)
         for pid, _ in runtime.channels.lookup(("user", news.task.user)):

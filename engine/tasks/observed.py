@@ -1,4 +1,4 @@
-"""An attempt as it is measured: its job's wait, the attempt, and the call of the provider.
+"""A task's way as it is measured: its job's wait, the attempt, the call of the provider, and the news of its end.
 
 The call has a span and the two metrics that OpenTelemetry's conventions ask of a client of generative AI. It covers
 all that one attempt asks of its provider, fail-over and polling included. May import telemetry, tracing, the protocol,
@@ -18,6 +18,7 @@ from engine import telemetry, tracing
 from engine.jobs.job import Job
 from engine.ports import Model
 from engine.providers.protocol import Failed, Finished, ProviderRequest, UsageReported
+from engine.tasks.messages import TaskHappened
 from engine.tracing import Spans
 
 WELL_KNOWN = {"gemini": "gcp.gemini"}
@@ -44,6 +45,13 @@ def attempt(spans: Spans, job: Job, now: float) -> Iterator[None]:
     tracing.end(began, at=now)
     with spans.span(f"attempt {job.queue}", job.trace_parent, SpanKind.CONSUMER, about):
         yield
+
+
+def told(spans: Spans, news: TaskHappened, subscribers: int, now: float) -> None:
+    """The span of a task's end on its way back: from its decision, over the journal, to those who wait for it."""
+    task = news.task
+    about = {"elwift.task.id": str(task.id), "elwift.status": task.status.value, "elwift.subscribers": subscribers}
+    tracing.end(spans.begin("tell end", task.trace_parent, attributes=about, at=min(news.event.at, now)), at=now)
 
 
 @frozen
