@@ -34,6 +34,7 @@ from engine.providers.protocol import Provider
 from engine.providers.replicate import Replicate
 from engine.providers.replicate_wire import OUTPUT_HOSTS
 from engine.providers.simulate import Simulate
+from engine.providers.streaming import Deadlines
 from persistence.artifacts import FolderStore, LinkSigner
 from web.settings import Settings
 
@@ -121,7 +122,7 @@ def backends(settings: Settings, webhook: Callable[[UUID], str], known: Known, w
 
 def _add_plugins(found: Backends) -> None:
     """Providers of other packages, with what they may have beside `run`: `output_hosts` and `aclose`."""
-    made = plugins.providers(plugins.installed(), os.environ, found.http, found.providers)
+    made = plugins.providers(plugins.installed(), os.environ, found.streams, found.providers)
     found.providers |= made
     for name, instances in made.items():
         if hosts := tuple(getattr(instances[0], "output_hosts", ())):
@@ -152,10 +153,12 @@ def _add_openai(found: Backends, settings: Settings) -> None:
     async def chat_url() -> str:
         return base_url.rstrip("/") or "https://api.openai.com/v1"
 
-    keys = _each(settings.openai_api_key)
-    responses = [OpenAI(key, base_url, http=sdk_client(found.trusted)) for key in keys]
+    keys, deadlines = _each(settings.openai_api_key), _deadlines(settings)
+    responses = [OpenAI(key, base_url, deadlines, sdk_client(found.trusted)) for key in keys]
     found.providers["openai"] = [*responses]
-    found.providers["openai-chat"] = [OpenAICompatible("openai-chat", found.streams, chat_url, key) for key in keys]
+    found.providers["openai-chat"] = [
+        OpenAICompatible("openai-chat", found.streams, chat_url, key, deadlines) for key in keys
+    ]
     found.closing += [provider.aclose for provider in responses]
 
 
@@ -163,8 +166,8 @@ def _add_anthropic(found: Backends, settings: Settings) -> None:
     from engine.http.sdk import sdk_client
     from engine.providers.anthropic import Anthropic
 
-    keys = _each(settings.anthropic_api_key)
-    providers = [Anthropic(key, settings.anthropic_base_url, http=sdk_client(found.trusted)) for key in keys]
+    keys, deadlines = _each(settings.anthropic_api_key), _deadlines(settings)
+    providers = [Anthropic(key, settings.anthropic_base_url, deadlines, sdk_client(found.trusted)) for key in keys]
     found.providers["anthropic"] = [*providers]
     found.closing += [provider.aclose for provider in providers]
 
@@ -172,8 +175,13 @@ def _add_anthropic(found: Backends, settings: Settings) -> None:
 def _add_gemini(found: Backends, settings: Settings) -> None:
     from engine.providers.gemini import Gemini
 
-    keys = _each(settings.gemini_api_key)
-    found.providers["gemini"] = [Gemini(found.streams, key, settings.gemini_base_url) for key in keys]
+    keys, url, deadlines = _each(settings.gemini_api_key), settings.gemini_base_url, _deadlines(settings)
+    found.providers["gemini"] = [Gemini(found.streams, key, url, deadlines) for key in keys]
+
+
+def _deadlines(settings: Settings) -> Deadlines:
+    """How long language models may be silent."""
+    return Deadlines(first_token=settings.first_token_timeout, between_tokens=settings.between_tokens_timeout)
 
 
 def _each(keys: str) -> list[str]:

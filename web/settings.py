@@ -114,6 +114,8 @@ class Settings:
     anthropic_base_url: str = ""
     gemini_api_key: SecretStr = NO_SECRET
     gemini_base_url: str = ""
+    first_token_timeout: float = 120.0
+    between_tokens_timeout: float = 30.0
     replicate_api_token: SecretStr = NO_SECRET
     replicate_base_url: str = ""
     replicate_webhook_secrets: SecretStr = NO_SECRET

@@ -32,7 +32,7 @@ class Deadlines:
     """In seconds. `first_token` includes the time that the request waits for its turn at the server."""
 
     connect: float = 5.0
-    first_token: float = 60.0
+    first_token: float = 120.0
     between_tokens: float = 30.0
 
 
