@@ -83,7 +83,7 @@ def cog_folder(name: str, folder: Path, setup_timeout: float = SETUP_TIMEOUT) ->
     return CogFolder(name, folder.resolve(), python, predictor[1], port, most, setup_timeout)
 
 
-def spec(model: CogFolder, check_every: float = 5.0) -> ChildSpec:
+def spec(model: CogFolder, check_every: float = 2.0) -> ChildSpec:
     """The child that keeps the server alive. `check_every`: seconds between two looks at its health."""
     start = Start.process(keep, model, check_every, name=f"cog {model.name}")
     return ChildSpec(id=f"cog {model.name}", start=start, shutdown=STOP_TIMEOUT + 1)
