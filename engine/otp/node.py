@@ -39,7 +39,7 @@ class Node:
         kill_grace: float = 1.0,
         end_grace: float = 5.0,
         shutdown: float = 10.0,
-        collector: tuple[int, int, int] | None = (5_000, 400, 50),
+        collector: tuple[int, int, int] | None = (10_000, 200, 50),
     ) -> None:
         self.kill_grace = kill_grace
         self.end_grace = end_grace

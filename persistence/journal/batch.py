@@ -36,7 +36,7 @@ CONFLICT = Refused("conflict")
 STALE_FENCE = Refused("stale_fence")
 TERMINAL = Refused("terminal")
 POISON = Refused("poison")
-AT_ONCE = 16
+AT_ONCE = 32
 """Receipts that are given in one turn of the loop."""
 WHOLE = 1 << 30
 LOCK_TIMEOUT = "1s"
