@@ -18,7 +18,7 @@ from engine.ports import StorageDown
 from engine.runtime import Runtime
 from engine.tasks import lookup
 from engine.tasks.ids import key
-from engine.tasks.server import CatchUp, Moved
+from engine.tasks.mirror import CatchUp, Moved
 from engine.tasks.stash import Live
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ async def follow(runtime: Runtime) -> None:
         waiting = waiting or list(runtime.stash.ids())
         page, waiting = waiting[:PAGE], waiting[PAGE:]
         await _tidy(runtime, page)
-        idle = [live for live in map(runtime.stash.get, page) if live is not None and _idle(live)]
+        idle = [live for live in map(runtime.stash.get, page) if live is not None and live.idle]
         try:
             await _ask(runtime, idle)
         except StorageDown:
@@ -73,7 +73,7 @@ async def _tidy(runtime: Runtime, page: Sequence[UUID]) -> None:
         live = runtime.stash.get(task_id)
         if live is None or not live.started or runtime.names.whereis(key(task_id)) is not None:
             continue
-        if _idle(live) and not live.subscribers:
+        if live.idle and not live.subscribers:
             runtime.stash.drop(task_id)
         else:
             try:
@@ -94,11 +94,6 @@ async def _ask(runtime: Runtime, idle: Sequence[Live]) -> None:
     jobs = {live.task.job_id: live.task.id for live in idle if not live.mirror and live.task.job_id is not None}
     for job_id in await runtime.homes.strayed(list(jobs)) if jobs else ():
         _tell(runtime, jobs[job_id], Moved())
-
-
-def _idle(live: Live) -> bool:
-    """Whether nothing of ours is under way for the task, so that only others can take it on."""
-    return live.worker is None and live.outbox.settled
 
 
 def _tell(runtime: Runtime, task_id: UUID, message: object) -> None:

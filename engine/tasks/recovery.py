@@ -23,7 +23,7 @@ from engine.runtime import TASKS, Runtime
 from engine.tasks import lookup, stash
 from engine.tasks.follow import follow, follow_models
 from engine.tasks.ids import key
-from engine.tasks.server import Adopted
+from engine.tasks.mirror import Adopted
 from engine.tasks.spent import clear
 from engine.tasks.state import TaskState
 

@@ -48,14 +48,14 @@ from engine.ports import Durability, Entry, StorageDown
 from engine.providers import protocol as provider
 from engine.runtime import Runtime
 from engine.tasks import attempt as rules
-from engine.tasks import decide, delivery, relay
+from engine.tasks import decide, delivery, mirror
 from engine.tasks import messages as msg
 from engine.tasks.decide import Running
 from engine.tasks.delivery import ReceiptCame, SubmitAgain
 from engine.tasks.events import Actor, Failed, Output, TaskEvent
 from engine.tasks.messages import Refusal, StepTaken
+from engine.tasks.mirror import Adopted, CatchUp, Mirrored, Moved
 from engine.tasks.outbox import Answer, Outbox, Pending, push
-from engine.tasks.relay import Mirrored
 from engine.tasks.stash import Live, Subscriber, Worker
 from engine.tasks.state import Status, fold
 
@@ -71,23 +71,6 @@ RELOAD_PAUSE = 1.0
 @frozen
 class Reload:
     """To itself: the journal refused an entry, so what the store has is the truth."""
-
-
-@frozen
-class CatchUp:
-    """The task's log goes on beyond `seq`, by another server's hand; void once this one has gone on, too."""
-
-    seq: int
-
-
-@frozen
-class Moved:
-    """The task lives on another server by now."""
-
-
-@frozen
-class Adopted:
-    """The task lives here from now on: the server where it did is lost."""
 
 
 @frozen
@@ -176,12 +159,12 @@ class TaskServer(GenServer[Live]):
         match message:
             case Reload():
                 live = await self._reloaded(live)
-            case CatchUp(seq) if _idle(live) and live.task.seq == seq:
-                live = await self._caught_up(live)
-            case Mirrored(news) if _idle(live):
-                live = await self._mirrored(live, news)
-            case Moved() if _idle(live):
-                live = self._moved(live)
+            case CatchUp(seq) if live.idle and live.task.seq == seq:
+                live = await mirror.caught_up(self.runtime, live)
+            case Mirrored(news) if live.idle:
+                live = await mirror.learnt(self.runtime, live, news)
+            case Moved() if live.idle:
+                live = mirror.moved(self.runtime, live)
             case Adopted():
                 live = evolve(live, mirror=False)
         return self._rest(live)
@@ -330,44 +313,6 @@ class TaskServer(GenServer[Live]):
             self.runtime.relay.watch(live.outbox.told)
         return evolve(live, subscribers=(*live.subscribers, Subscriber(pid, monitor(pid))))
 
-    # --- a task that lives elsewhere -------------------------------------------------------------------------
-
-    def _moved(self, live: Live) -> Live:
-        if live.subscribers and not live.mirror:
-            self.runtime.relay.watch(live.outbox.told)
-        return evolve(live, mirror=True)
-
-    async def _mirrored(self, live: Live, news: relay.Progress | relay.Text | relay.Log) -> Live:
-        """What the task's home tells. Text and progress of an attempt are told once the log has come to it."""
-        match news:
-            case relay.Log(seq=seq):
-                return live if seq <= live.task.seq else await self._caught_up(live)
-            case relay.Progress(attempt=attempt) | relay.Text(attempt=attempt) if attempt > live.task.attempt:
-                live = await self._caught_up(live)
-        task = live.task
-        if news.attempt != task.attempt or task.status is not Status.PROCESSING or not live.mirror:
-            return live
-        if isinstance(news, relay.Progress):
-            progress = provider.Progress(news.progress, news.step, news.message, news.eta_seconds)
-            return delivery.show(self.runtime, live, *rules.progress_step(task, progress, news.at))
-        if news.offset > len(task.text):
-            self.runtime.relay.watch(task)  # some was lost on the way
-            return live
-        step = rules.text_step(task, news.offset, news.text, news.at)
-        return live if step is None else delivery.show(self.runtime, live, *step)
-
-    async def _caught_up(self, live: Live) -> Live:
-        """Tells what another server has added to the log. What is live of the attempt stays."""
-        told = live.outbox.told
-        try:
-            missed = await self.runtime.store.events(told.id, after=told.seq)
-        except StorageDown:
-            return live  # it is asked for again
-        for news in delivery.as_news(told, missed):
-            delivery.tell(self.runtime, live, news)
-            told = news.task
-        return evolve(live, task=told, outbox=Outbox(told), log=(), log_after=told.seq) if missed else live
-
     # --- the end of every step -----------------------------------------------------------------------------
 
     def _kept(self, live: Live) -> Live:
@@ -387,7 +332,7 @@ class TaskServer(GenServer[Live]):
         """
         live = self._kept(live)
         over = _unborn(live.outbox) or (live.task.status.terminal and live.outbox.settled)
-        if not over and not (live.mirror and _idle(live) and not live.subscribers):
+        if not over and not (live.mirror and live.idle and not live.subscribers):
             return NoReply(live)
         self.runtime.stash.drop(live.task.id)
         self.runtime.budgets.release(live.task.id)
@@ -472,11 +417,6 @@ def _stopped(live: Live, why: str) -> Live:
     if live.worker is not None:
         exit(live.worker.pid, Shutdown(why))
     return _let_go(live)
-
-
-def _idle(live: Live) -> bool:
-    """Whether nothing of ours is under way for the task, so that only others can take it on."""
-    return live.worker is None and live.outbox.settled
 
 
 def _unborn(outbox: Outbox) -> bool:

@@ -60,6 +60,11 @@ class Live:
     started: bool = False
     mirror: bool = False
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of ours is under way for the task, so that only others can take it on."""
+        return self.worker is None and self.outbox.settled
+
 
 def of(task: TaskState, mirror: bool = False) -> Live:
     """The state of a task as the store has it."""
