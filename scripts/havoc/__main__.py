@@ -30,10 +30,10 @@ from scripts.havoc.victim import ServerFailed
 def parse(arguments: list[str] | None = None) -> tuple[Options, bool]:
     """The options, and whether the folder is kept."""
     parser = argparse.ArgumentParser("chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10, help="how many kills, among other faults (at most 1,000)")
+    parser.add_argument("--kills", type=int, default=10, help="processes to kill, among other faults (at most 1,000)")
     parser.add_argument("--seconds", type=float, default=3600.0, help="seconds for the faults (at most 14,400)")
     parser.add_argument("--settle", type=float, default=180.0, help="seconds after the last fault to come to rest")
-    parser.add_argument("--pause", type=float, default=1.2, help="about how many seconds pass between faults")
+    parser.add_argument("--pause", type=float, default=1.0, help="about how many seconds pass between faults")
     parser.add_argument("--posters", type=int, default=6, help="clients that create tasks (at most 64)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of everything random here")
     parser.add_argument("--only", default="", help="names of faults, separated by commas: no others are made")

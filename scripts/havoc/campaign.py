@@ -18,7 +18,7 @@ from scripts.havoc.disk import LIMIT_WRITES, DiskFaults, Quota, quota
 from scripts.havoc.faults import LONG, PLAIN, Fault
 from scripts.havoc.load import Load
 from scripts.havoc.moments import MOMENTS, first_starts
-from scripts.havoc.readiness import Readiness
+from scripts.havoc.readiness import EVERY, Readiness
 from scripts.havoc.reckoning import Reckoning
 from scripts.havoc.record import percentile
 from scripts.havoc.victim import ENVIRONMENT, ServerFailed, Victim
@@ -33,6 +33,10 @@ TAKEN_AWAY = 60
 """Tasks that are taken at least in a minute without PostgreSQL."""
 IN_SYNC_WITHIN = 60.0
 """Seconds in which all that was taken is stored when PostgreSQL is back; it takes a few, on a busy machine more."""
+WELL_WITHIN = 10.0
+"""Seconds that are given to it to be well again; then the next fault comes anyway."""
+SAID_WITHIN = 5.0
+"""Seconds in which /readyz says that nothing can be written."""
 KILLS_A_LONG_FAULT = 100
 MANY = 50
 """Kills from which on a run is no short one."""
@@ -51,15 +55,26 @@ class Options:
     only: frozenset[str] = frozenset()
 
 
-def plan(kills: int, faults: Sequence[Fault], long: Sequence[Fault], chance: random.Random) -> list[Fault]:
-    """Faults in random order until there are so many kills among them; each long one once in a hundred kills."""
-    planned: list[Fault] = []
-    while sum(fault.kills for fault in planned) < kills:
-        planned += chance.choices(faults, [fault.weight for fault in faults])
-    for fault in long:
-        for _ in range(kills // KILLS_A_LONG_FAULT):
-            planned.insert(chance.randrange(len(planned)), fault)
-    return planned
+@define
+class Plan:
+    """Which fault comes next: any of `faults` by their weights, and each long one once in a hundred kills, somewhere.
+
+    `due`: the long ones, and the number of kills after which each comes.
+    """
+
+    faults: Sequence[Fault]
+    due: list[tuple[int, Fault]]
+
+    @classmethod
+    def of(cls, kills: int, faults: Sequence[Fault], long: Sequence[Fault], chance: random.Random) -> Plan:
+        due = [(chance.randrange(kills), fault) for fault in long for _ in range(kills // KILLS_A_LONG_FAULT)]
+        return cls(faults, sorted(due, key=lambda each: each[0]))
+
+    def following(self, killed: int, chance: random.Random) -> Fault:
+        """The next one, after so many processes were killed."""
+        if self.due and self.due[0][0] <= killed:
+            return self.due.pop(0)[1]
+        return chance.choices(self.faults, [fault.weight for fault in self.faults])[0]
 
 
 @define(eq=False)
@@ -115,6 +130,7 @@ class Campaign:
             nursery.cancel_scope.cancel()
         for problem in await trio.to_thread.run_sync(reckoning.leftovers):
             self.complain(problem)
+        self._check_readiness()
         status = await self.victim.terminate()
         if status != 0:
             self.complain(f"the server ended with exit status {status} after SIGTERM")
@@ -131,19 +147,28 @@ class Campaign:
         long: Sequence[Fault] = LONG
         if self.options.only:
             faults, long = [fault for fault in (*faults, *LONG) if fault.name in self.options.only], ()
-        planned = plan(self.options.kills, faults, long, self.chance)
+        plan = Plan.of(self.options.kills, faults, long, self.chance)
         with trio.move_on_after(self.options.seconds) as limit:
-            for number, fault in enumerate(planned, 1):
-                await trio.sleep(self._pause())
-                self._say(f"[{number}/{len(planned)}] {fault.name}  ({len(self.load.orders)} acknowledged)")
+            while self.victim.kills < self.options.kills:
+                await self._pause()
+                fault = plan.following(self.victim.kills, self.chance)
+                self._say(
+                    f"[{self.victim.kills}/{self.options.kills}] {fault.name}  ({len(self.load.orders)} acknowledged)"
+                )
                 await self._commit(fault)
         if limit.cancelled_caught:
             print("the time is up; the faults that are left are not made", file=sys.stderr)
             if not self.victim.alive:
                 await self.victim.start()
 
-    def _pause(self) -> float:
-        return self.options.pause * self.chance.choice([0.05, 0.5, 1.0]) * self.chance.uniform(0.2, 1.8)
+    async def _pause(self) -> None:
+        """Half of the faults meet a server that is well, the others whatever the last one has left."""
+        if self.chance.random() < 0.5:
+            with trio.move_on_after(WELL_WITHIN):
+                life, now = await self.victim.life(), trio.current_time()
+                while self.victim.timeline.quiet.get(life.number, 0.0) < now:  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(0.05)
+        await trio.sleep(self.options.pause * self.chance.choice([0.05, 0.5, 1.0]) * self.chance.uniform(0.2, 1.8))
 
     async def _commit(self, fault: Fault) -> None:
         self.faults[fault.name] += 1
@@ -192,6 +217,14 @@ class Campaign:
             waiting = self.watchers.unfinished()
             self.complain(f"{len(waiting)} watchers never heard the end, such as {waiting[0]}")
 
+    def _check_readiness(self) -> None:
+        """A PostgreSQL without room for its log is noticed and said."""
+        for began, ended in self.quota.panics if self.quota else ():
+            if ended - began > SAID_WITHIN and not self.readiness.was_degraded(began, ended):
+                self.complain(f"the disk was full for {ended - began:.1f} s and /readyz did not say so")
+        for words in self.readiness.errors:
+            self._say(f"/readyz said: {words}")
+
     # --- what was found ---------------------------------------------------------------------------------
 
     def _rows(self, found: Reckoning, seconds: float) -> list[table.Row]:
@@ -218,7 +251,8 @@ class Campaign:
             ("watchers rewound", sum(sight.rewound for sight in sights)),
             *((f"answer {name}", number) for name, number in sorted(self.load.answers.items())),
             *((f"socket lost: {name}", number) for name, number in sorted(self.watchers.lost.items())),
-            ("/readyz degraded, s", round(self.readiness.degraded, 1)),
+            ("times the disk was full", len(self.quota.full) if self.quota else 0),
+            ("/readyz degraded, s", round(len(self.readiness.degraded) * EVERY, 1)),
             ("entries in memory at most", self.readiness.most_buffered),
             ("minutes without PostgreSQL", self.minutes),
             ("… tasks taken meanwhile", self.taken_away),

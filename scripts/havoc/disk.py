@@ -31,11 +31,13 @@ CHUNK = 64 << 20
 
 @define(eq=False)
 class Quota:
-    """The data folder's own file system. `full` lists when it was full, as pairs of Unix times."""
+    """The data folder's own file system. `full` lists when it was full, as pairs of Unix times; `panics` those of them
+    in which PostgreSQL had no room for its log either."""
 
     folder: Path
     kind: str
     full: list[tuple[float, float]] = field(factory=list)
+    panics: list[tuple[float, float]] = field(factory=list)
 
     @property
     def words(self) -> str:
@@ -137,6 +139,7 @@ class DiskFaults:
                 if not await victim.say(_NEXT_SEGMENT):
                     break
             await trio.sleep(chance.uniform(1.0, 6.0))
+        self.quota.panics.append(self.quota.full[-1])
 
     async def kill_server_on_full_disk(self, victim: Victim, chance: Chance) -> None:
         """The server dies while the disk is full, and is started before there is room: it may fail, with a word."""
@@ -150,9 +153,9 @@ class DiskFaults:
 
     def all(self) -> tuple[Fault, ...]:
         return (
-            Fault("fill_disk", 1.5, False, self.fill_disk),
-            Fault("fill_disk_and_log", 1.5, False, self.fill_disk_and_log),
-            Fault("kill_server_on_full_disk", 1.0, True, self.kill_server_on_full_disk),
+            Fault("fill_disk", 1.5, self.fill_disk),
+            Fault("fill_disk_and_log", 1.5, self.fill_disk_and_log),
+            Fault("kill_server_on_full_disk", 1.0, self.kill_server_on_full_disk),
         )
 
 
@@ -174,4 +177,4 @@ def _limit(victim: Victim, size: int) -> None:
             process.rlimit(psutil.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-LIMIT_WRITES = Fault("limit_writes", 1.0, False, limit_writes)
+LIMIT_WRITES = Fault("limit_writes", 1.0, limit_writes)

@@ -24,11 +24,10 @@ Chance = random.Random
 
 @frozen
 class Fault:
-    """`weight`: how often it comes in proportion to the others; `kills`: whether it counts as a kill."""
+    """`weight`: how often it comes in proportion to the others."""
 
     name: str
     weight: float
-    kills: bool
     run: Callable[[Victim, Chance], Awaitable[None]]
 
 
@@ -156,20 +155,20 @@ async def take_postgres_away(victim: Victim, chance: Chance) -> None:
 
 
 PLAIN = (
-    Fault("kill_server", 4.0, True, kill_server),
-    Fault("kill_postgres", 3.0, True, kill_postgres),
-    Fault("kill_both", 2.0, True, kill_both),
-    Fault("kill_child_of_postgres", 1.0, True, kill_child_of_postgres),
-    Fault("restart_in_order", 1.0, False, restart_in_order),
-    Fault("stop_server", 1.0, False, stop_server(0.2, 4.0)),
-    Fault("stop_postgres", 1.5, False, stop_postgres(0.2, 6.0)),
-    Fault("refuse_writes", 1.0, False, refuse_writes),
-    Fault("cut_connections", 1.5, False, cut_connections),
-    Fault("drop_sockets", 2.0, False, drop_sockets),
+    Fault("kill_server", 4.0, kill_server),
+    Fault("kill_postgres", 3.0, kill_postgres),
+    Fault("kill_both", 2.0, kill_both),
+    Fault("kill_child_of_postgres", 1.0, kill_child_of_postgres),
+    Fault("restart_in_order", 1.0, restart_in_order),
+    Fault("stop_server", 1.0, stop_server(0.2, 4.0)),
+    Fault("stop_postgres", 1.5, stop_postgres(0.2, 6.0)),
+    Fault("refuse_writes", 1.0, refuse_writes),
+    Fault("cut_connections", 1.5, cut_connections),
+    Fault("drop_sockets", 2.0, drop_sockets),
 )
 LONG = (
-    Fault("stop_server_past_its_leases", 1.0, False, stop_server(35.0, 40.0)),
-    Fault("stop_postgres_past_all_patience", 1.0, False, stop_postgres(22.0, 28.0)),
-    Fault("take_postgres_away", 1.0, True, take_postgres_away),
+    Fault("stop_server_past_its_leases", 1.0, stop_server(35.0, 40.0)),
+    Fault("stop_postgres_past_all_patience", 1.0, stop_postgres(22.0, 28.0)),
+    Fault("take_postgres_away", 1.0, take_postgres_away),
 )
 """Too long to come often: each once in a hundred kills."""

@@ -229,15 +229,15 @@ def _migrating(victim: Victim) -> bool:
 
 
 MOMENTS = (
-    Fault("kill_server_before_commit", 2.0, True, kill_server_in("task_events")),
-    Fault("kill_server_in_job_write", 1.0, True, kill_server_in("jobs")),
-    Fault("kill_server_in_snapshot", 1.0, True, kill_server_in("task_snapshots")),
-    Fault("kill_postgres_before_commit", 1.0, True, kill_postgres_in("task_events")),
-    Fault("kill_server_with_commits_in_doubt", 1.5, True, kill_server_with_commits_in_doubt),
-    Fault("kill_postgres_with_commits_in_doubt", 1.0, True, kill_postgres_with_commits_in_doubt),
-    Fault("kill_server_at_202", 2.0, True, kill_server_at_202),
-    Fault("kill_both_at_202", 1.0, True, kill_both_at_202),
-    Fault("kill_server_in_start", 1.0, True, kill_server_in_start),
-    Fault("kill_server_in_shutdown", 1.0, True, kill_server_in_shutdown),
-    Fault("kill_postgres_in_recovery", 1.0, True, kill_postgres_in_recovery),
+    Fault("kill_server_before_commit", 2.0, kill_server_in("task_events")),
+    Fault("kill_server_in_job_write", 1.0, kill_server_in("jobs")),
+    Fault("kill_server_in_snapshot", 1.0, kill_server_in("task_snapshots")),
+    Fault("kill_postgres_before_commit", 1.0, kill_postgres_in("task_events")),
+    Fault("kill_server_with_commits_in_doubt", 1.5, kill_server_with_commits_in_doubt),
+    Fault("kill_postgres_with_commits_in_doubt", 1.0, kill_postgres_with_commits_in_doubt),
+    Fault("kill_server_at_202", 2.0, kill_server_at_202),
+    Fault("kill_both_at_202", 1.0, kill_both_at_202),
+    Fault("kill_server_in_start", 1.0, kill_server_in_start),
+    Fault("kill_server_in_shutdown", 1.0, kill_server_in_shutdown),
+    Fault("kill_postgres_in_recovery", 1.0, kill_postgres_in_recovery),
 )

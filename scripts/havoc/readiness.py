@@ -6,6 +6,7 @@ Its quiet moments take the excuse from what was said from memory before: see `re
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -19,14 +20,17 @@ EVERY = 0.2
 
 @define(eq=False)
 class Readiness:
-    """`degraded`: seconds in which the journal was said to keep entries in memory. `errors`: what it said of why."""
+    """`degraded`: the Unix times at which the journal was said to keep entries in memory; `errors`: why, it said."""
 
     victim: Victim
-    degraded: float = 0.0
+    degraded: list[float] = field(factory=list)
     most_buffered: int = 0
     statuses: dict[str, int] = field(factory=dict)
     errors: list[str] = field(factory=list)
-    last: dict[str, Any] = field(factory=dict)
+
+    def was_degraded(self, began: float, ended: float) -> bool:
+        """Whether it was said between the two (Unix seconds)."""
+        return any(began <= at <= ended for at in self.degraded)
 
     async def watch(self) -> None:
         """Until cancelled."""
@@ -54,8 +58,7 @@ class Readiness:
         if journal["up"] and not journal["buffered"]:
             self.victim.timeline.quiet[life.number] = at
         if not journal["up"]:
-            self.degraded += EVERY
+            self.degraded.append(time.time())
             words = (journal["last_error"] or "").partition("\n")[0][:100]
             if words not in self.errors:
                 self.errors.append(words)
-        self.last = journal
