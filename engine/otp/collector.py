@@ -11,9 +11,9 @@ from __future__ import annotations
 import gc
 
 STEP = 500
-"""Processes by which the population grows between two freezes. A freeze costs nothing; what it comes before is a look
-at all that was made since: with a hundred objects each, five hundred processes are the 50,000 that the thresholds of
-`Node.open` allow, and twenty milliseconds."""
+"""Processes by which the population grows between two freezes. A freeze costs nothing. What it comes before is a look
+at everything that was made lately; and the youngest has been looked at a few times by then (a process and its state are
+some hundred objects), so that what is frozen is mostly there to stay."""
 
 
 class Collector:
