@@ -202,16 +202,17 @@ async def queued(http: HttpClient, task_id: UUID) -> None:
             await trio.sleep(0.02)
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-async def test_more_tasks_than_slots_cost_no_attempt_and_no_run(data_dir: Path, slots: int) -> None:
+async def test_more_tasks_than_slots_cost_no_attempt_and_no_run(data_dir: Path) -> None:
+    """Of servers with one slot and with three, of which nobody has told how many they have."""
     async with (
-        fake_cog.serving(Plan(pause=0.1), slots) as cog,
-        serving(data_dir, {"cog": cog}, Patience(slot=1.0, slot_again=0.1)) as (application, http),
+        fake_cog.serving(Plan(pause=0.1)) as narrow,
+        fake_cog.serving(Plan(pause=0.1), slots=3) as wide,
+        serving(data_dir, {"narrow": narrow, "wide": wide}, Patience(slot=1.0, slot_again=0.1)) as (application, http),
     ):
-        tasks = [await create(http, "cog") for _ in range(8)]
-        with trio.fail_after(30):
+        tasks = [await create(http, name) for name in ("narrow", "wide") for _ in range(8)]
+        with trio.fail_after(40):
             assert {(await over(http, task))["status"] for task in tasks} == {"completed"}
-        assert len(cog.runs) == 8
+        assert (len(narrow.runs), len(wide.runs)) == (8, 8)
         assert {await attempts_of(application, task) for task in tasks} == {1}
 
 
