@@ -162,7 +162,7 @@ async def describe(path: Path) -> Description:
 
 async def _pour(source: Source, path: Path, limit: int) -> tuple[int, str]:
     """Bytes and SHA-256 of what was written. The loop only passes chunks on; a thread hashes and writes them."""
-    sink = await _thread(lambda: _Sink(path.open("wb")))
+    sink = await _thread(lambda: _Sink(_create(path)))
     try:
         async for chunk in source.chunks:
             sink.gather(chunk)
@@ -213,11 +213,17 @@ def _write(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}-{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
+        with _create(part) as file:
+            file.write(content)
         part.rename(path)
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def _create(path: Path) -> BinaryIO:
+    """A new file, for the server's own eyes."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 def _found(place: Path) -> Spooled | None:

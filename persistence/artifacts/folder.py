@@ -109,7 +109,8 @@ class FolderStore:
         part = self._root / PARTS / uuid4().hex
         part.parent.mkdir(exist_ok=True)
         try:
-            with part.open("xb") as file, source.open("rb") as original:
+            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file, source.open("rb") as original:
                 shutil.copyfileobj(original, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -16,6 +16,7 @@ import pytest
 import trio
 from typed_settings.types import SecretStr
 
+from engine.tasks.patience import Patience
 from scripts.http_client import HttpClient, http_client
 from scripts.server import ServerProcess, launch
 from tests.engine.providers import fake_replicate
@@ -30,6 +31,16 @@ from web.settings import Settings
 
 UPLOAD = r"^POST /upload.* \S+\.png"
 SHA256 = hashlib.sha256(PICTURE).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of this process wait less between their tries."""
+
+    def patience(in_place: float) -> Patience:
+        return Patience(first=0.05, longest=0.2, in_place=in_place, aside=0.3)
+
+    monkeypatch.setattr("web.application.Patience", patience)
 
 
 @pytest.fixture
@@ -47,7 +58,7 @@ async def studio(
         data_dir=data_dir,
         local_model=False,
         preempt_budget=0,
-        store_patience=0.2,
+        store_patience=0.1,
         replicate_api_token=SecretStr(fake_replicate.TOKEN),
         replicate_base_url=service.url,
         replicate_output_hosts=files.origin if files else "",

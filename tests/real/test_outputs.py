@@ -23,6 +23,7 @@ from typed_settings.types import SecretStr
 from engine.jobs import backoff
 from engine.jobs.backoff import Backoff
 from engine.ports import StoredObject
+from engine.tasks.patience import Patience
 from persistence.artifacts import FolderStore
 from scripts.client import Message, connect
 from scripts.http_client import HttpClient, http_client
@@ -161,7 +162,10 @@ async def test_a_task_is_over_only_when_the_store_has_its_file(data_dir: Path, m
         assert told[-1].event == "task_completed"
 
 
-async def test_a_store_that_fails_sets_the_attempt_aside_and_nothing_is_bought_again(data_dir: Path) -> None:
+async def test_a_store_that_fails_sets_the_attempt_aside_and_nothing_is_bought_again(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("web.application.Patience", lambda in_place: Patience(first=0.05, in_place=in_place, aside=0.3))
     hasty = {"store_patience": 0.1}
     async with fake_replicate.serving() as service, server(data_dir, service, **hasty) as (running_server, http):
         folder = data_dir / "artifacts"

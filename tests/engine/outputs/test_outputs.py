@@ -121,7 +121,9 @@ async def test_an_image_is_fetched_measured_and_stored_under_its_final_name(
     assert kept.dimensions == {"width": 3, "height": 2}
     assert kept.sha256 == hashlib.sha256(content).hexdigest()
     assert kept.object_name == f"{task}/1/0/{kept.sha256}.png"
-    assert (tmp_path / "kept" / kept.object_name).read_bytes() == content
+    stored = tmp_path / "kept" / kept.object_name
+    assert stored.read_bytes() == content
+    assert stored.stat().st_mode & 0o077 == 0, "it is for the server's own eyes"
     assert kept.content_url.startswith("/artifacts/")
 
 
