@@ -2,8 +2,9 @@
 
 Processes leave no cycles behind: reference counting alone frees them. So the collector need not look at them often
 (thresholds: new objects a few at a time, since looking at 50,000 holds the loop for 30 ms; those that stayed hardly
-ever), and not at all at those that are there to stay (`gc.freeze`): looking at 10,000 live processes takes it 100 ms. What was frozen and becomes a cycle later, somebody else's, is found after the next thaw: when the population
-has halved.
+ever), and not at all at those that are there to stay (`gc.freeze`): looking at 10,000 live processes takes it 100 ms.
+What was frozen and becomes a cycle later, somebody else's, is found after the next thaw: when the population has
+halved.
 """
 
 from __future__ import annotations
