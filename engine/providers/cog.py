@@ -9,6 +9,7 @@ to cancel. A result that is lost for good is said to be; the next attempts at th
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -35,6 +36,8 @@ log = structlog.get_logger("elwift.cog")
 THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost", "0.0.0.0", "::"})
 GLANCE = 1.0
 """Seconds for a look that nothing depends on."""
+HELD_KNOWN = 1000
+"""Attempts of which it is known that their connections were held: a webhook for one of them is news of its server."""
 LINE = 8
 """How many stand in line for a slot here; whoever comes beyond them comes again later, and leaves the worker free."""
 
@@ -105,6 +108,20 @@ class Cog:
         self.leaving = leaving
         self.deliveries: Deliveries[Prediction] = Deliveries(newer)
         self._slots = {server.name: Slots(server) for server in servers}
+        self._held: OrderedDict[UUID, Slots] = OrderedDict()
+
+    def deliver(self, attempt_id: UUID, prediction: Prediction) -> None:
+        """A webhook has come. The end of a prediction that was held shows that its server's webhooks do reach us."""
+        slots = self._held.pop(attempt_id, None) if prediction.terminal else None
+        if slots is not None:
+            slots.lossy = False
+        self.deliveries.deliver(attempt_id, prediction)
+
+    def holds(self, attempt_id: UUID, slots: Slots) -> None:
+        """The attempt's connection is held, since webhooks of this server were lost."""
+        self._held[attempt_id] = slots
+        while len(self._held) > HELD_KNOWN:
+            self._held.popitem(last=False)
 
     async def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """One attempt; closing it early cancels the prediction."""
@@ -196,6 +213,7 @@ class Visit:
                 self._count_twice()
             if self.slots.lossy or self._deaf():
                 self.held = True
+                self.cog.holds(request.attempt_id, self.slots)
             async with aclosing(self._slot()) as waits:
                 async for wait in waits:
                     yield wait
@@ -247,7 +265,7 @@ class Visit:
         if answer.status_code in (200, 201, 202):
             self._read(answer)
             return True
-        self.asked = answer.status_code >= 500 and answer.status_code != 503
+        self.asked = _may_be_taken(answer.status_code)
         await self._refused(answer.status_code, decoded(answer))
         return False
 
@@ -376,10 +394,11 @@ class Visit:
 
     async def _give_up(self) -> None:
         """The result is lost, if the server has nothing to cancel; else it was at work after all, and is no more."""
-        if await self._cancel():
+        stopped = await self._cancel()
+        self.slots.lossy = True
+        if stopped:
             self.slots.crowded = True
             raise Trouble(wire.too_long(trio.current_time() - self.began))
-        self.slots.lossy = True
         self._count_twice()
         log.error("cog result lost", server=self.slots.server.name, webhooks_heard=self.heard > self.began)
         raise Trouble(wire.lost())
@@ -402,7 +421,7 @@ class Visit:
         try:
             return await anext(all_news)
         except Refused as refused:
-            self.asked = refused.status >= 500 and refused.status != 503
+            self.asked = _may_be_taken(refused.status)
             await self._refused(refused.status, refused.answer)
             raise Trouble(wire.busy(self.request)) from refused
         except (Broken, httpx.HTTPError, StopAsyncIteration) as problem:
@@ -450,3 +469,8 @@ class Visit:
             except httpx.HTTPError as problem:
                 raise NoAnswer(asked=True) from problem
         raise NoAnswer(asked=True)
+
+
+def _may_be_taken(status: int) -> bool:
+    """Whether a prediction may be at work although its request was answered so."""
+    return status < 300 or (status >= 500 and status != 503)

@@ -69,6 +69,10 @@ async def _streamed(
         if answer.status_code != 200:
             await answer.aread()
             raise Refused(answer.status_code, decoded(answer))
+        if "text/event-stream" not in answer.headers.get("content-type", ""):
+            await answer.aread()  # it does not stream, and has answered all the same
+            yield read_news(body["id"], decoded(answer))
+            return
         news, decoder = Prediction(body["id"], "starting", output=[]), Decoder()
         yield news
         async for chunk in answer.aiter_bytes():

@@ -71,7 +71,7 @@ class CogWebhooks:
             raise UserError("bad_signature", "This address was not given out by this server.")
         prediction = _read(attempt_id, ask.body)
         if prediction is not None:
-            self._provider.deliveries.deliver(attempt_id, prediction)
+            self._provider.deliver(attempt_id, prediction)
             if prediction.terminal:
                 await self._keep(attempt_id, prediction, whole=len(ask.body) <= MOST_KEPT)
         return Answer(status=204)

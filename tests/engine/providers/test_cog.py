@@ -77,6 +77,22 @@ async def test_of_a_server_with_one_slot_the_next_prediction_tells_that_the_one_
         assert [end.code for end in ends] == ["result_lost"]
 
 
+async def test_once_a_webhook_arrives_connections_are_held_no_more() -> None:
+    async with (
+        fake_cog.serving(Plan(lose=("completed",))) as cog,
+        provider_of(cog, patience=QUICK) as (provider, hooks),
+    ):
+        assert failure(await events_of(provider, request())).code == "result_lost"
+        cog.plan = Plan()
+        assert isinstance((await events_of(provider, request()))[-1], Finished)
+        with trio.fail_after(5):
+            while provider._slots["0"].lossy:  # noqa: ASYNC110 - the webhook may come after the answer
+                await trio.sleep(0.01)
+        assert hooks.heard > 0
+        assert text_of(await events_of(provider, request())) == "Hello there you"
+        assert (len(cog.runs), cog.puts) == (3, 4)  # the model does not stream: who holds asks twice
+
+
 @pytest.mark.parametrize("streams", [True, False])
 async def test_a_held_connection_that_breaks_fails_the_attempt_and_leaves_nothing_at_work(streams: bool) -> None:
     async with fake_cog.serving(Plan(lose=("completed",))) as cog, provider_of(cog, patience=QUICK) as (provider, _):

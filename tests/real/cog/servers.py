@@ -102,7 +102,7 @@ class Receiver:
         self.heard += 1
         if self.provider and not self.deaf:
             attempt = UUID(parse_qs(urlsplit(request.target).query)["attempt"][0])
-            self.provider.deliveries.deliver(attempt, read_prediction(json.loads(request.body)))
+            self.provider.deliver(attempt, read_prediction(json.loads(request.body)))
         await reply.whole(200, {}, b"{}")
 
 

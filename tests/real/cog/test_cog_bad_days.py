@@ -241,6 +241,8 @@ async def test_a_result_on_record_is_taken_from_there(data_dir: Path) -> None:
         url = urlsplit(provider.webhook(attempt))
         status, _ = await http.post(f"{url.path}?{url.query}", body)
         assert status == 204
+        strange = {**body, "output": "x" * 2_000_000}
+        assert (await http.post(f"{url.path}?attempt={uuid4()}&signature=0", strange))[0] == 413
         wanted = evolve(request("cog"), attempt_id=attempt, external_id=str(attempt))
         events = await events_of(provider, wanted)
         assert [event for event in events if isinstance(event, TextDelta)] == [TextDelta("on record")]
