@@ -62,10 +62,13 @@ class TrioConnection(psycopg.AsyncConnection[Any]):
     """
 
     lock: trio.Lock  # type: ignore[assignment]
+    served: dict[tuple[str, int], int]
+    """Of each queue and priority, the turn that was claimed last. A pool's connections share it (see `jobs.rows`)."""
 
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Any] = _TUPLES) -> None:
         super().__init__(pgconn, row_factory)
         self.lock = trio.Lock()
+        self.served = {}
         self._yielded_at = 0.0
 
     @classmethod

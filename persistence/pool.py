@@ -64,6 +64,7 @@ class Pool:
     _since: float = field(init=False, factory=time)
     _latency: float = field(init=False, default=0.0)
     _error: str | None = field(init=False, default=None)
+    served: dict[tuple[str, int], int] = field(init=False, factory=dict)
     _idle: list[TrioConnection] = field(init=False, factory=list)
     _lent: set[TrioConnection] = field(init=False, factory=set)
     _room: trio.Semaphore = field(init=False)
@@ -154,10 +155,12 @@ class Pool:
     async def _connect(self) -> TrioConnection:
         try:
             with trio.fail_after(PROBE_TIMEOUT):
-                return await _connected(self.conninfo)
+                connection = await _connected(self.conninfo)
         except (psycopg.Error, OSError, trio.TooSlowError) as problem:
             self.suspect(problem)
             raise StorageDown(str(problem) or "the database does not answer") from problem
+        connection.served = self.served
+        return connection
 
     # --- the watch ---------------------------------------------------------------------------------------
 

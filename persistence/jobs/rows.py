@@ -7,7 +7,7 @@ fences. Rows cross as one JSON parameter: quick to encode, and one statement wha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 
 from engine.jobs.job import Cancel, Complete, Discard, Hold, JobChange, JobState, Lease, NewJob, Retry, Snooze
 from engine.jobs.lifecycle import settle
+from persistence.connection import TrioConnection
 from persistence.encoding import document
 
 CHANNEL: LiteralString = "elwift_jobs"
@@ -28,14 +29,16 @@ ChangeRow = tuple[JobChange, Lease | None]
 # A job joins the line behind its user's last waiting job, and not before the one being served
 # (engine.jobs.fairness.next_turn). Each lookup reads one end of an index, and is written so that no stale plan makes it
 # a scan. Its neighbours of the same user in this statement take the turns after it.
+# Jobs that were claimed leave dead entries at the front of the line until they are vacuumed, thousands in a busy minute
+# (all of them, while somebody keeps an old snapshot open): a lookup begins behind what is known to be served (`floor`).
 TURNS: LiteralString = """
     SELECT k.queue, k.priority, k.user_key, greatest(
         coalesce((SELECT turn FROM jobs WHERE state = 'available'
-                  AND queue = k.queue AND priority = k.priority ORDER BY turn LIMIT 1), 0),
+                  AND queue = k.queue AND priority = k.priority AND turn >= k.floor ORDER BY turn LIMIT 1), k.floor),
         coalesce((SELECT turn + 1 FROM jobs WHERE state = 'available'
-                  AND queue = k.queue AND priority = k.priority AND user_key = k.user_key
-                  ORDER BY turn DESC LIMIT 1), 0)) AS first
-    FROM (SELECT DISTINCT queue, priority, user_key FROM joining) AS k
+                  AND queue = k.queue AND priority = k.priority AND user_key = k.user_key AND turn >= k.floor
+                  ORDER BY turn DESC LIMIT 1), k.floor)) AS first
+    FROM (SELECT DISTINCT queue, priority, user_key, floor FROM joining) AS k
 """
 
 INSERT: LiteralString = f"""
@@ -44,7 +47,7 @@ WITH incoming AS (
                      WHEN t.due_in > 0 THEN 'scheduled' ELSE 'available' END AS state
     FROM jsonb_to_recordset(%s) AS t(
         n int, id uuid, worker text, queue text, args jsonb, task_id uuid, user_key text, priority smallint,
-        max_attempts int, due_in float8, unique_key text, trace_parent text, home text,
+        max_attempts int, due_in float8, unique_key text, trace_parent text, home text, floor bigint,
         token uuid, node text, boot uuid, seconds float8)
 ), joining AS (SELECT * FROM incoming WHERE state = 'available'
 ), turns AS ({TURNS}
@@ -94,7 +97,8 @@ WITH change AS (
                 WHEN j.lease_token IN (c.token, c.next_token) AND j.state IN (c.state, 'executing') THEN 'repeated'
                 ELSE 'stale' END AS verdict
     FROM jobs j JOIN change c USING (id) ORDER BY j.id FOR UPDATE OF j
-), joining AS (SELECT queue, priority, user_key FROM target WHERE verdict = 'order' AND state = 'available'
+), joining AS (
+    SELECT queue, priority, user_key, 0::bigint AS floor FROM target WHERE verdict = 'order' AND state = 'available'
 ), turns AS ({TURNS}
 ), applied AS (
     UPDATE jobs j SET
@@ -139,7 +143,8 @@ async def insert_jobs(conn: Connection, jobs: Sequence[NewRow]) -> frozenset[UUI
     """
     if not jobs:
         return frozenset()
-    rows = document([_new_row(n, job, lease) for n, (job, lease) in enumerate(jobs)])
+    served = conn.served if isinstance(conn, TrioConnection) else {}
+    rows = document([_new_row(n, job, lease, served) for n, (job, lease) in enumerate(jobs)])
     cursor = await conn.execute(INSERT, (rows,))
     return frozenset(row[0] for row in await cursor.fetchall())
 
@@ -176,9 +181,10 @@ def _waves(changes: Sequence[ChangeRow]) -> Iterator[list[int]]:
         yield wave
 
 
-def _new_row(n: int, job: NewJob, lease: Lease | None) -> dict[str, Any]:
+def _new_row(n: int, job: NewJob, lease: Lease | None, served: Mapping[tuple[str, int], int]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "n": n,
+        "floor": served.get((job.queue, job.priority), 0),
         "id": job.id,
         "worker": job.worker,
         "queue": job.queue,

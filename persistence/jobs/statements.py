@@ -32,14 +32,20 @@ _TELL_HOME: LiteralString = f"""
 
 # A paused queue is paused for every node at once, also for one that has not heard of it yet.
 # The CTE is a fence: as a bare subquery the planner may run it again and lock more rows than the limit allows.
+# `floors`: for each priority the turn at which to begin, behind the dead entries of what was claimed (see rows.TURNS).
 CLAIM: LiteralString = f"""
 WITH picked AS MATERIALIZED (
-    SELECT id, task_id, home FROM jobs WHERE state = 'available' AND queue = %(queue)s
-        AND NOT EXISTS (SELECT FROM job_queues WHERE name = %(queue)s AND paused)
-    ORDER BY priority, turn, id LIMIT %(demand)s FOR UPDATE OF jobs SKIP LOCKED
+    SELECT line.id, line.task_id, line.home
+    FROM unnest(%(floors)s::bigint[]) WITH ORDINALITY AS floors(turn, nth) CROSS JOIN LATERAL (
+        SELECT id, task_id, home FROM jobs
+        WHERE state = 'available' AND queue = %(queue)s AND priority = floors.nth - 1 AND turn >= floors.turn
+        ORDER BY turn, id LIMIT %(demand)s FOR UPDATE SKIP LOCKED
+    ) AS line
+    WHERE NOT EXISTS (SELECT FROM job_queues WHERE name = %(queue)s AND paused)
+    LIMIT %(demand)s
 ), held AS (
     {_HOLD}
-    RETURNING {JOB}
+    RETURNING {JOB}, j.turn
 ), told AS ({_TELL_HOME})
 SELECT held.*, (SELECT count(sent) FROM told) FROM held
 """
@@ -195,7 +201,7 @@ WITH due AS MATERIALIZED (
     SELECT id, queue, priority, user_key, scheduled_at FROM jobs
     WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= now()
     ORDER BY scheduled_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), joining AS (SELECT * FROM due
+), joining AS (SELECT *, 0::bigint AS floor FROM due
 ), turns AS ({TURNS}
 ), placed AS (
     SELECT due.id, turns.first - 1 + row_number() OVER (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from time import monotonic
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -44,6 +45,9 @@ RELAXED: LiteralString = "SET LOCAL synchronous_commit = off"
 """Nobody was promised that news between servers arrives: its commit does not wait for the disk."""
 
 PATIENCE = {"calm": CALM_RESCUES, "longest": LONGEST_CALM, "most": MAX_RESCUES}
+NO_FLOORS = [0] * 10
+WHOLE_EVERY = 1.0
+"""Seconds after which a claim looks at the whole line again."""
 FULL_WAIT = 0.1
 """Seconds until a claim that met the global limit is tried again: another node may have finished a job."""
 
@@ -54,6 +58,7 @@ class PostgresJobStore:
     def __init__(self, pool: Pool, timeout: float = 10.0) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._claimed_whole: dict[str, float] = {}
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -82,8 +87,25 @@ class PostgresJobStore:
         async with self._connection() as conn:
             if wish.global_limit is not None or wish.rate is not None:
                 return await self._claim_limited(conn, wish, args)
-            rows = await (await conn.execute(sql.CLAIM, args)).fetchall()
+            rows = await self._claim_line(conn, wish, args)
         return Claimed(in_order([_job(row) for row in rows]), more=len(rows) == wish.demand)
+
+    async def _claim_line(self, conn: Connection, wish: Claim, args: dict[str, Any]) -> list[Any]:
+        """From where the line was served last; from its very beginning when that is not enough, and now and then: a job
+        that is given back keeps its old turn."""
+        floors = [self._pool.served.get((wish.queue, priority), 0) for priority in range(10)]
+        if self._claimed_whole.get(wish.queue, -WHOLE_EVERY) + WHOLE_EVERY < monotonic():
+            floors = NO_FLOORS
+        rows = await (await conn.execute(sql.CLAIM, args | {"floors": floors})).fetchall()
+        if floors != NO_FLOORS and len(rows) < wish.demand:
+            more = args | {"floors": NO_FLOORS, "demand": wish.demand - len(rows)}
+            floors, rows = NO_FLOORS, rows + await (await conn.execute(sql.CLAIM, more)).fetchall()
+        if floors == NO_FLOORS:
+            self._claimed_whole[wish.queue] = monotonic()
+        for row in rows:
+            place = wish.queue, row[8]
+            self._pool.served[place] = max(self._pool.served.get(place, 0), row[15])
+        return rows
 
     async def _claim_limited(self, conn: Connection, wish: Claim, args: dict[str, Any]) -> Claimed:
         rate = wish.rate

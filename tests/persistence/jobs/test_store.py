@@ -13,9 +13,11 @@ from engine.jobs.job import Cancel, Complete, Discard, Job, JobChange, JobState,
 from engine.jobs.lifecycle import CALM_RESCUES, LONGEST_CALM, MAX_RESCUES
 from engine.jobs.ports import Claim, Claimed, Notice, NoticeKind, QueueSetting, Rate, Retention
 from engine.ports import StorageDown
+from persistence.connection import TrioConnection
 from persistence.jobs import statements
-from persistence.jobs.store import PATIENCE, PostgresJobStore, parse_notice
+from persistence.jobs.store import PATIENCE, WHOLE_EVERY, PostgresJobStore, parse_notice
 from persistence.pool import Pool
+from scripts.benches._million_questions import WatchedPool
 
 BOOT = uuid4()
 
@@ -128,7 +130,7 @@ async def test_a_claim_is_a_scan_of_the_line_index_and_sorts_nothing(database: P
     await store.insert([a_job(str(n % 50)) for n in range(3000)])
     async with database.connection() as conn:
         await conn.execute("ANALYZE jobs")
-        args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0}
+        args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0, "floors": [0] * 10}
         cursor = await conn.execute(f"EXPLAIN {statements.CLAIM}", args)
         plan = "\n".join(row[0] for row in await cursor.fetchall())
     assert "jobs_line" in plan
@@ -138,7 +140,7 @@ async def test_a_claim_is_a_scan_of_the_line_index_and_sorts_nothing(database: P
 @pytest.mark.parametrize("name", ["CLAIM", "STAGE", "NEXT_DUE", "RECOVER", "RESCUE", "PRUNE", "COUNTS", "WAITING"])
 async def test_no_statement_reads_the_whole_table_when_many_jobs_are_kept(database: Pool, name: str) -> None:
     args = {"queue": "default", "demand": 10, "node": "node", "boot": BOOT, "seconds": 30.0, "limit": 5, **PATIENCE}
-    args |= {"held": [], "completed": 3600.0, "cancelled": 3600.0, "discarded": 3600.0}
+    args |= {"floors": [0] * 10, "held": [], "completed": 3600.0, "cancelled": 3600.0, "discarded": 3600.0}
     async with database.connection() as conn:
         await conn.execute(
             "INSERT INTO jobs (id, worker, state, completed_at) "
@@ -393,3 +395,48 @@ async def test_a_database_that_is_away_is_said_to_be_away() -> None:
     store = PostgresJobStore(Pool("host=/nowhere", migrations=None))
     with pytest.raises(StorageDown):
         await store.claim(wish())
+
+
+# --- what has been claimed does not slow down what comes after --------------------------------------------
+
+
+async def test_behind_thousands_that_were_claimed_inserts_and_claims_still_touch_few_pages(
+    database: Pool, conninfo: str
+) -> None:
+    """While somebody keeps an old snapshot open (a dump, a forgotten session), their dead entries stay in the index."""
+    pool = WatchedPool(conninfo)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.watch, lambda: None)
+        await pool.wait_up()
+        store = PostgresJobStore(pool)
+        await store.insert([a_job("ann") for _ in range(4000)])
+        async with await TrioConnection.connect(conninfo) as dump, dump.transaction():
+            await dump.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await dump.execute("SELECT count(*) FROM jobs")
+            for _ in range(30):
+                await store.claim(wish(100))
+            pool.watching = True
+            async with pool.connection():
+                pool.plans.clear()
+            await store.insert([a_job("bob")])
+            await store.claim(wish(1))
+            async with pool.connection():
+                pass
+        nursery.cancel_scope.cancel()
+    pages = [plan.pages for plan in pool.plans if "INSERT INTO jobs" in plan.query or "SKIP LOCKED" in plan.query]
+    assert len(pages) >= 2
+    assert max(pages) < 60, pages
+
+
+async def test_a_job_that_is_given_back_is_claimed_before_those_that_came_later(store: PostgresJobStore) -> None:
+    """It keeps its turn, though claims begin behind what was served."""
+    await store.insert([a_job("ann") for _ in range(50)])
+    early = (await store.claim(wish(10))).jobs
+    await store.claim(wish(10))
+    await store.release([early[0].fence])
+    await trio.sleep(WHOLE_EVERY)
+    assert [job.id for job in (await store.claim(wish(1))).jobs] == [early[0].id]
+    await store.release([early[1].fence])
+    left = (await store.claim(wish(100))).jobs  # more than there is: nothing may stay behind
+    assert len(left) == 31
+    assert early[1].id in {job.id for job in left}
