@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from prometheus_client import Counter
 
 from engine import __version__
+from engine.errors import UserError
 from engine.otp import ChildSpec, ExitSignal, Start, init_ack, receive, trap_exits
 from engine.tracing import Spans
 
@@ -52,7 +53,10 @@ class Collector:
 
     @classmethod
     def of(cls, endpoint: str, environment: Mapping[str, str] = os.environ) -> Collector:
-        """The collector at `endpoint`, else that of OpenTelemetry's own variables (OTLP exporter specification)."""
+        """The collector at `endpoint`, else that of OpenTelemetry's own variables (OTLP exporter specification).
+
+        Raises UserError (`bad_settings`) when that is no http(s) URL.
+        """
         whole = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
         base = endpoint or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
         disabled = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
@@ -60,7 +64,10 @@ class Collector:
             return cls()
         names = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
         headers = {name: value for variable in names for name, value in _pairs(environment.get(variable, ""))}
-        return cls(whole if whole and not endpoint else base.rstrip("/") + PATH, headers)
+        url = whole if whole and not endpoint else base.rstrip("/") + PATH
+        if not url.startswith(("http://", "https://")):
+            raise UserError("bad_settings", f"The collector of spans must be an http(s) URL, not {base or whole!r}.")
+        return cls(url, headers)
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
@@ -132,6 +139,9 @@ class Exporter(SpanProcessor):
         except trio.Cancelled:
             self._waiting.extendleft(reversed(batch))
             raise
+        except Exception:  # what only tells of the work must never end the work, whatever is wrong with it
+            log.exception("spans lost", count=len(batch))
+            taken = False
         (EXPORTED if taken else DROPPED).inc(len(batch))
 
     async def _taken(self, http: httpx.AsyncClient, batch: list[ReadableSpan], tries: int) -> bool:

@@ -13,6 +13,7 @@ from attrs import define, field
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from engine.errors import UserError
 from engine.otp import Node, Supervisor, stop
 from engine.tracing import Spans
 from scripts.client import connect
@@ -183,6 +184,32 @@ async def test_what_a_collector_refuses_is_not_sent_again(node: Node, monkeypatc
             pass
         await until(lambda: collector.spans)
         assert [span.name for span in collector.spans] == ["taken"]
+
+
+async def test_a_fault_of_the_exporter_costs_spans_and_nothing_else(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(batch: object) -> object:
+        raise ValueError("a span that cannot be encoded")
+
+    monkeypatch.setattr("web.telemetry.otlp.PERIOD", 0.01)
+    async with collecting() as collector, exporting(collector.url) as exporter:
+        with monkeypatch.context() as fault:
+            fault.setattr("web.telemetry.otlp.encode_spans", broken)
+            with exporter.spans.span("lost"):
+                pass
+            await until(lambda: not exporter._waiting)
+            await trio.testing.wait_all_tasks_blocked()
+        with exporter.spans.span("taken"):
+            pass
+        await until(lambda: collector.spans)
+        assert [span.name for span in collector.spans] == ["taken"]
+
+
+@pytest.mark.parametrize("endpoint", ["collector:4318", "ftp://collector", "/v1/traces"])
+def test_a_collector_that_is_no_url_is_refused_in_words(endpoint: str) -> None:
+    with pytest.raises(UserError):
+        Collector.of(endpoint, {})
 
 
 async def test_a_stop_sends_what_is_left(node: Node) -> None:
