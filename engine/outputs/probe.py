@@ -28,10 +28,16 @@ async def probe(path: Path) -> dict[str, Any]:
         with trio.move_on_after(DEADLINE):
             command = [sys.executable, "-I", str(CHILD), str(path)]
             done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.DEVNULL, check=False)
-            if done.returncode == 0:
-                found: dict[str, Any] = json.loads(done.stdout)
-                return found
+            return _read(done.stdout) if done.returncode == 0 else {}
     return {}
+
+
+def _read(said: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(said)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _slots() -> trio.CapacityLimiter:

@@ -166,7 +166,7 @@ function line(when, what) {
 function figure(output) {
   const box = document.createElement("figure");
   const known = { image: "img", video: "video", audio: "audio" }[output.type];
-  if (known) {
+  if (known && !output.expired) {
     const media = document.createElement(known);
     media.src = output.content_url;
     if (known === "img") Object.assign(media, { loading: "lazy", alt: "Generated image" });
@@ -176,10 +176,15 @@ function figure(output) {
     box.append(media);
   }
   const caption = document.createElement("figcaption");
-  const link = document.createElement("a");
-  Object.assign(link, { href: output.content_url, target: "_blank", rel: "noopener" });
-  link.textContent = `${output.format.toUpperCase()}, ${size(output.file_size_bytes)}`;
-  caption.append(link);
+  const about = `${output.format.toUpperCase()}, ${size(output.file_size_bytes)}`;
+  if (output.expired) {
+    caption.textContent = `${about}, not kept any more`;
+  } else {
+    const link = document.createElement("a");
+    Object.assign(link, { href: output.content_url, target: "_blank", rel: "noopener" });
+    link.textContent = about;
+    caption.append(link);
+  }
   box.append(caption);
   return box;
 }
