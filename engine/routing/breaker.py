@@ -27,7 +27,8 @@ MOST_DOUBLED = 16
 class BreakerPolicy:
     """It opens after `row` failures in a row, or when more than `rate` of at least `least` requests in the last
     `window` seconds failed; for `cooldown` seconds at first, twice as long each time, up to `longest`. `probe` is the
-    longest that others are told to wait for a request that tries."""
+    longest that others are told to wait for a request that tries. Who says how long it wants to be left alone is
+    believed `believed` times in a row, for at least `shortest` seconds; then its word is a lower bound."""
 
     row: int = 5
     rate: float = 0.5
@@ -36,6 +37,8 @@ class BreakerPolicy:
     cooldown: float = 5.0
     longest: float = 300.0
     probe: float = 60.0
+    believed: int = 3
+    shortest: float = 1.0
 
 
 @define
@@ -97,7 +100,8 @@ class Breaker:
 
     def _trip(self, now: float, asked: float | None, failure: Failed) -> None:
         own = min(self.policy.cooldown * 2 ** min(self.trips, MOST_DOUBLED), self.policy.longest)
-        self._rest = max(own if asked is None else asked, 0.0)
+        least = own if asked is None or self.trips >= self.policy.believed else self.policy.shortest
+        self._rest = max(least, asked or 0.0)
         self.open_until = max(self.open_until, now + self._rest)
         self.trips += 1
         self.why = failure

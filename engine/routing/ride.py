@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from attrs import define, evolve, field, frozen
@@ -25,6 +26,8 @@ from engine.tasks.events import Usage
 MOVES_ON = frozenset({FailureKind.RETRYABLE, FailureKind.QUOTA, FailureKind.UNAVAILABLE})
 MOVES_ON_CODES = frozenset({"provider_auth", "unknown_model", "model_not_found", "context_length"})
 """Failures that another model or credential may not have."""
+LONGEST_WAIT = 6 * 3600.0
+"""Seconds for which a provider is believed that says how long it wants to be left alone."""
 
 
 @frozen
@@ -61,8 +64,8 @@ class Ride:
     def see(self, event: ProviderEvent) -> Iterator[ProviderEvent | Moved]:
         match event:
             case Failed():
-                self.outcome = event
-                yield Moved(event, self.usage) if self._moves(event) else event
+                failure = self.outcome = _bounded(event)
+                yield Moved(failure, self.usage) if self._moves(failure) else failure
             case Finished():
                 self.outcome = event
                 self._keep()
@@ -123,3 +126,11 @@ class Ride:
         if model is not None and self.route.rules.keeps and self.text and not self.files:
             kept = Kept("".join(self.text), self.routes.clock())
             self.routes.cache.put(key_of(model.id, request.version, request.input), kept)
+
+
+def _bounded(failure: Failed) -> Failed:
+    """The failure with a wait that makes sense, or none: the figure is somebody else's."""
+    wait = failure.retry_after
+    if wait is None or 0 <= wait <= LONGEST_WAIT:
+        return failure
+    return evolve(failure, retry_after=LONGEST_WAIT if math.isfinite(wait) and wait > 0 else None)

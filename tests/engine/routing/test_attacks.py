@@ -144,6 +144,26 @@ async def test_a_quota_that_is_used_up_for_an_hour_costs_no_attempt_and_is_said_
     assert len(big.asked) == 1
 
 
+@pytest.mark.parametrize(("said", "most"), [(1e12, 6 * 3600.0), (float("inf"), 5.0), (float("nan"), 5.0), (-3.0, 5.0)])
+async def test_a_wait_that_makes_no_sense_is_not_waited_for(said: float, most: float) -> None:
+    routes = routing([BackEnd("main", [[evolve(THROTTLED, retry_after=said)]])], [])
+    assert (only(await events_of(routes)).retry_after or 0.0) <= most
+    shown = routing([BackEnd("main", [[TextDelta("a"), evolve(THROTTLED, retry_after=said)]])], [])
+    last = (await events_of(shown))[-1]
+    assert isinstance(last, Failed)
+    assert last.retry_after is None or last.retry_after <= most
+
+
+async def test_who_always_says_come_at_once_and_always_refuses_is_left_alone_all_the_same() -> None:
+    """Tasks that wait lose no attempt: without this they would ask for ever, as fast as they can."""
+    clock, big = Clock(), BackEnd("main", [[evolve(THROTTLED, retry_after=0.0)]])
+    routes = routing([big], [], clock)
+    began = clock.now
+    while clock.now < began + 600:
+        clock.now += only(await events_of(routes)).retry_after or 0.0
+    assert len(big.asked) <= 10
+
+
 async def test_a_quota_error_that_names_no_time_rests_all_the_same() -> None:
     clock, big = Clock(), BackEnd("main", [[evolve(THROTTLED, retry_after=None)]])
     routes = routing([big], [], clock)
