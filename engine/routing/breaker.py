@@ -15,8 +15,11 @@ from engine.providers.protocol import Failed, FailureKind
 
 FAULTS = frozenset({FailureKind.RETRYABLE, FailureKind.QUOTA, FailureKind.UNAVAILABLE})
 """Failures of the back end. The rest is in what was asked for, and no user's bad input keeps others from a model."""
-HEALTHY = frozenset({"provider_busy", "provider_starting", "prediction_failed", "no_output", "output_changed"})
-"""Said by a back end that is well: it is full, or not ready yet, or its model could make nothing of an input."""
+HEALTHY = frozenset(
+    {"provider_busy", "provider_starting", "prediction_failed", "no_output", "output_changed", "simulated_failure"}
+)
+"""Said by a back end that is well: it is full, or not ready yet, or its model could make nothing of an input (or was
+asked to fail)."""
 HOPELESS = frozenset({"provider_auth", "unknown_model", "model_not_found", "provider_misconfigured"})
 """Failures that no waiting mends, but a person does."""
 ALWAYS_TRIPS = HOPELESS | {"provider_quota"}

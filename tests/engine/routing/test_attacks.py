@@ -47,6 +47,7 @@ REVOKED = Failed(FailureKind.PERMANENT, "provider_auth", "no", "tell")
 TOO_LONG = Failed(FailureKind.INVALID_INPUT, "context_length", "long", "shorten")
 DECLINED = Failed(FailureKind.PERMANENT, "content_policy", "no", "change")
 BUSY = Failed(FailureKind.UNAVAILABLE, "provider_busy", "full", "wait", retry_after=1.0)
+ON_PURPOSE = Failed(FailureKind.RETRYABLE, "simulated_failure", "as you wished", "wish otherwise")
 INEPT = Failed(FailureKind.RETRYABLE, "prediction_failed", "the model made nothing of it", "change")
 
 
@@ -59,7 +60,7 @@ def only(events: list[ProviderEvent]) -> Failed:
 # --- breakers -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failure", [BAD_INPUT, DECLINED, INEPT, TOO_LONG, BUSY])
+@pytest.mark.parametrize("failure", [BAD_INPUT, DECLINED, INEPT, TOO_LONG, BUSY, ON_PURPOSE])
 async def test_what_lies_in_the_input_or_in_a_full_server_opens_no_breaker(failure: Failed) -> None:
     """Else one user with a bad prompt would take a model from all others."""
     big = BackEnd("main", [[failure]])
