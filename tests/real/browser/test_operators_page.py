@@ -67,6 +67,15 @@ async def test_a_queue_is_paused_and_resumed(page: Page, server: ServerProcess) 
     await page.until("document.getElementById('recent').innerText.includes('resume default')")
 
 
+async def test_models_are_listed_and_an_import_that_cannot_be_says_why(page: Page, server: ServerProcess) -> None:
+    await visit(page, server)
+    await page.until("document.getElementById('models').innerText.includes('simulate')")
+    await page.run("document.getElementById('import-model').value = 'stability/sdxl'")
+    await page.run("document.querySelector('#import button').click()")
+    await page.until("document.getElementById('import-said').dataset.mood === 'bad'")
+    assert "ELWIFT_REPLICATE_API_TOKEN" in await page.text("#import-said")
+
+
 async def test_the_tree_is_walked_by_keys(page: Page, server: ServerProcess) -> None:
     await visit(page, server)
     await page.run("document.querySelector('.who').focus()")

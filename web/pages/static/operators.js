@@ -2,19 +2,25 @@
 
 import { get, keepToken, post, tokenFromAddress } from "./api.js";
 import { ago, clock, count, sentence, size, span } from "./format.js";
+import { Models } from "./models.js";
 import { startTheme } from "./theme.js";
 import { Tree, made } from "./tree.js";
 
 const EVERY = 2000; // milliseconds between two looks
+const SELDOM = 15; // looks between two at what seldom changes
 const part = (id) => document.getElementById(id);
 const tree = new Tree(part("tree"), (node) => showProcess(node));
+const models = new Models(part("models"), part("import"), part("import-said"));
 let failures = 0;
+let looks = 0;
 
 async function look() {
   try {
     const [{ tree: root }, overview] = await Promise.all([get("/api/supervisor"), get("/api/overview")]);
     await tree.update(root);
     draw(overview);
+    if (looks % SELDOM === 0) await models.update();
+    looks += 1;
     say("open", "Live");
     failures = 0;
     part("refusal").hidden = true;
