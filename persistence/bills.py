@@ -19,7 +19,7 @@ from persistence.pool import Pool
 
 # Over for good: the task is, or it has gone on to another prediction.
 IN_DOUBT: LiteralString = """
-    SELECT p.id, p.task_id, t.model_id, p.external_id, p.status, p.input, p.duplicates,
+    SELECT p.id, p.task_id, t.model_id, p.external_id, p.status, p.input, p.duplicates, p.beside,
         extract(epoch FROM coalesce(p.provider_started_at, p.created_at))::float8 AS began_at,
         extract(epoch FROM coalesce(p.provider_completed_at, t.completed_at, p.updated_at))::float8 AS ended_at
     FROM predictions p JOIN tasks t ON t.id = p.task_id
@@ -28,7 +28,8 @@ IN_DOUBT: LiteralString = """
           SELECT FROM predictions n WHERE n.task_id = p.task_id AND n.attempt > p.attempt))
     ORDER BY p.id LIMIT %s
 """
-# What is known already stands. A row that is open belongs to who runs it, or to the task's end.
+# What is known already stands, and what was paid beside it is added, once: only what is in doubt is settled, and only
+# when nothing was noted since it was read. A row that is open belongs to who runs it, or to the task's end.
 SETTLE: LiteralString = """
     UPDATE predictions p SET
         in_doubt = false, external_id = coalesce(external_id, (
@@ -37,24 +38,39 @@ SETTLE: LiteralString = """
         status = CASE WHEN status = 'succeeded' THEN status ELSE coalesce(%(status)s, status) END,
         metrics = coalesce(metrics, %(metrics)s),
         duplicates = CASE WHEN %(searched)s AND duplicates IS NOT NULL THEN cardinality(beside) ELSE duplicates END,
-        input_tokens = coalesce(input_tokens, %(input_tokens)s),
-        output_tokens = coalesce(output_tokens, %(output_tokens)s),
-        predict_seconds = coalesce(predict_seconds, %(predict_seconds)s),
-        cost_estimate = coalesce(cost_estimate, %(cost)s),
+        input_tokens = coalesce(coalesce(input_tokens, %(input_tokens)s) + %(more_input_tokens)s,
+            input_tokens, %(input_tokens)s, %(more_input_tokens)s),
+        output_tokens = coalesce(coalesce(output_tokens, %(output_tokens)s) + %(more_output_tokens)s,
+            output_tokens, %(output_tokens)s, %(more_output_tokens)s),
+        predict_seconds = coalesce(coalesce(predict_seconds, %(predict_seconds)s) + %(more_predict_seconds)s,
+            predict_seconds, %(predict_seconds)s, %(more_predict_seconds)s),
+        cost_estimate = coalesce(coalesce(cost_estimate, %(cost)s) + %(more_cost)s,
+            cost_estimate, %(cost)s, %(more_cost)s),
         provider_completed_at = coalesce(provider_completed_at, now()), updated_at = now()
-    WHERE id = %(id)s AND (in_doubt OR provider_completed_at IS NULL AND EXISTS (
+    WHERE id = %(id)s AND beside = %(beside)s::text[] AND (%(searched)s OR duplicates IS NULL)
+      AND (in_doubt OR provider_completed_at IS NULL AND EXISTS (
         SELECT FROM tasks t WHERE t.id = p.task_id AND t.status IN ('completed', 'failed', 'cancelled')))
 """
-# Added once, however often it is told.
+# Noted once, however often it is told. What it cost is added when the row is settled, for whoever runs it still writes
+# its own figures; in a row that is settled already, at once.
 ADD: LiteralString = """
     UPDATE predictions p SET
         beside = array_append(beside, %(external_id)s),
         duplicates = greatest(before.duplicates, cardinality(beside) + 1),
-        input_tokens = coalesce(input_tokens + %(input_tokens)s, input_tokens, %(input_tokens)s),
-        output_tokens = coalesce(output_tokens + %(output_tokens)s, output_tokens, %(output_tokens)s),
-        predict_seconds = coalesce(predict_seconds + %(predict_seconds)s, predict_seconds, %(predict_seconds)s),
-        cost_estimate = coalesce(cost_estimate + %(cost)s, cost_estimate, %(cost)s), updated_at = now()
-    FROM (SELECT id, coalesce(duplicates, 0) AS duplicates FROM predictions WHERE id = %(id)s FOR UPDATE) before
+        in_doubt = before.open,
+        input_tokens = CASE WHEN before.open THEN input_tokens
+            ELSE coalesce(input_tokens + %(input_tokens)s, input_tokens, %(input_tokens)s) END,
+        output_tokens = CASE WHEN before.open THEN output_tokens
+            ELSE coalesce(output_tokens + %(output_tokens)s, output_tokens, %(output_tokens)s) END,
+        predict_seconds = CASE WHEN before.open THEN predict_seconds
+            ELSE coalesce(predict_seconds + %(predict_seconds)s, predict_seconds, %(predict_seconds)s) END,
+        cost_estimate = CASE WHEN before.open THEN cost_estimate
+            ELSE coalesce(cost_estimate + %(cost)s, cost_estimate, %(cost)s) END,
+        updated_at = now()
+    FROM (
+        SELECT id, coalesce(duplicates, 0) AS duplicates, in_doubt OR provider_completed_at IS NULL AS open
+        FROM predictions WHERE id = %(id)s FOR UPDATE
+    ) before
     WHERE p.id = before.id AND NOT beside @> ARRAY[%(external_id)s]
     RETURNING p.duplicates > before.duplicates
 """
@@ -117,7 +133,9 @@ class Bills:
             "status": settled.status,
             "metrics": document(settled.metrics) if settled.metrics else None,
             "searched": settled.searched,
+            "beside": settled.beside,
             **asdict(settled.usage),
+            **{f"more_{name}": figure for name, figure in asdict(settled.more).items()},
         }
         async with self.pool.connection() as connection:
             return (await connection.execute(SETTLE, values)).rowcount > 0

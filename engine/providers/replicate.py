@@ -126,6 +126,8 @@ class Replicate:
         self.left: Callable[[ProviderRequest, str, bool], Awaitable[None]] = self._cancel
         """What is done with a prediction that nobody wants any more; the flag: beside the one that is wanted."""
         self.public_url = public_url if public_url.startswith("https://") else ""
+        self.tidying: list[UUID] = []
+        """Attempts for which a prediction beside their own is being stopped and noted."""
         self._wanted = wanted
         self._clock = clock
         self._throttle = Throttle()
@@ -325,6 +327,7 @@ class Replicate:
     async def _stray(self, request: ProviderRequest, identifier: str) -> None:
         """A delivery for this attempt of another prediction: one whose answer was lost, and that came late."""
         wanted = self._looked_for(request, 0.0)
+        self.tidying.append(request.attempt_id)
         try:
             if not await self.search.known(identifier, request.attempt_id) and await self._named(identifier, wanted):
                 try:
@@ -333,6 +336,8 @@ class Replicate:
                     self.search.claimed.discard(identifier)  # by now it is on record, or the settlement finds it
         except (Lost, Refusal, StorageDown) as problem:
             log.warning("stray prediction not stopped", prediction=identifier, why=str(problem))
+        finally:
+            self.tidying.remove(request.attempt_id)
 
     async def _leave(self, request: ProviderRequest, identifier: str) -> None:
         """The attempt was cut short. Its server may be ending, or another may have it: then somebody will adopt it."""

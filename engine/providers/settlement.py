@@ -14,9 +14,9 @@ from uuid import UUID
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
-from engine.models.price import priced
+from engine.models.price import priced, together
 from engine.otp import ChildSpec, Start, init_ack
 from engine.ports import Model, StorageDown
 from engine.providers.metrics import POSSIBLE_DUPLICATES
@@ -44,17 +44,22 @@ class Doubt:
     began_at: float
     ended_at: float
     duplicates: int | None = None
+    beside: list[str] = field(factory=list)
+    """The provider's ids of others that were paid for it."""
 
 
 @frozen
 class Settled:
-    """What turned out of an attempt's own prediction. `searched`: whether others were looked for, too."""
+    """What turned out: `usage` of the attempt's own prediction, `more` of those `beside` it, as they were noted when
+    this was found. `searched`: whether others were looked for, too, which is asked of an attempt that called twice."""
 
     external_id: str | None = None
     status: str | None = None
     metrics: dict[str, Any] | None = None
     usage: Usage = field(factory=Usage)
     searched: bool = False
+    beside: list[str] = field(factory=list)
+    more: Usage = field(factory=Usage)
 
 
 class Ledger(Protocol):
@@ -65,7 +70,7 @@ class Ledger(Protocol):
         ...
 
     async def settle(self, attempt_id: UUID, settled: Settled) -> bool:
-        """Writes down how it ended; False when there is no such attempt in doubt (any more)."""
+        """Writes down how it ended; False when there is no such attempt in doubt (any more), or there is more to it."""
         ...
 
     async def add(self, attempt_id: UUID, external_id: str, usage: Usage) -> bool:
@@ -126,7 +131,7 @@ class Settlement:
 
     async def _note(self, attempt_id: UUID, last: Prediction, model: Model | None, beside: bool) -> None:
         if not beside:
-            await self.ledger.settle(attempt_id, _settled(last, model))
+            await self.ledger.settle(attempt_id, evolve(_settled(last, model), beside=[]))
         elif await self.ledger.add(attempt_id, last.id, _usage(last, model)):
             POSSIBLE_DUPLICATES.labels(provider=self.provider.name).inc()
 
@@ -146,23 +151,29 @@ class Settlement:
         """What became of it; None while that cannot be said. Raises Lost, Refusal, StorageDown."""
         model = self.models.get(doubt.model_id)
         last = await self.provider.ended(doubt.external_id) if doubt.external_id else None
-        if model is None or (doubt.external_id and doubt.duplicates is None):
-            return _settled(last, model)
+        paid = [await self.provider.ended(identifier) for identifier in doubt.beside]
+        more = together([_usage(each, model) for each in paid if each is not None])
+        settled = evolve(_settled(last, model), beside=doubt.beside, more=more)
+        if doubt.external_id and doubt.duplicates is None:
+            return settled
+        if model is None:
+            return evolve(settled, searched=True)  # nobody knows any more what to look for
         others = await self._others(doubt, model)
-        if others is None or (not others and self.provider.api.clock() - doubt.ended_at < self.rhythm.surely_listed):
+        if others is None:
             return None
-        if doubt.external_id is None and doubt.status != "succeeded" and others:
-            last = others.pop(0)
-        for other in others:
+        if doubt.external_id is None and doubt.status != "succeeded" and len(others) == 1:
+            return evolve(_settled(others[0], model), beside=doubt.beside, more=more, searched=True)
+        for other in others[doubt.external_id is None and doubt.status != "succeeded" :]:
             await self._note(doubt.id, other, model, beside=True)
-        return _settled(last, model, searched=True)
+        young = self.provider.api.clock() - doubt.ended_at < self.rhythm.surely_listed
+        return None if others or young else evolve(settled, searched=True)
 
     async def _others(self, doubt: Doubt, model: Model) -> list[Prediction] | None:
         """Predictions that fit the attempt and that nobody has, stopped by now; None: one may be on its way."""
         webhooks = bool(self.provider.public_url)
         wanted = Wanted(doubt.id, model.slug, model.version, doubt.input, doubt.began_at, webhooks, doubt.external_id)
         search = self.provider.search
-        if search.busy(wanted):
+        if search.busy(wanted) or doubt.id in self.provider.tidying:
             return None
         found = []
         async with aclosing(search.all(wanted, older_than=self.rhythm.too_young)) as orphans:
@@ -175,10 +186,8 @@ class Settlement:
         return found
 
 
-def _settled(last: Prediction | None, model: Model | None, searched: bool = False) -> Settled:
-    if last is None:
-        return Settled(searched=searched)
-    return Settled(last.id, last.status, last.metrics, _usage(last, model), searched)
+def _settled(last: Prediction | None, model: Model | None) -> Settled:
+    return Settled() if last is None else Settled(last.id, last.status, last.metrics, _usage(last, model))
 
 
 def _usage(last: Prediction, model: Model | None) -> Usage:

@@ -80,18 +80,26 @@ async def test_an_attempt_that_was_left_for_another_is_in_doubt_while_its_task_g
     assert await doubts(bills) == [first]
 
 
-async def test_what_was_told_in_time_stands_and_what_was_paid_beside_it_is_added_once(
+async def test_what_was_paid_beside_a_prediction_is_added_once_and_survives_its_end(
     bills: Bills, journal: PostgresJournal
 ) -> None:
     story = Story()
-    attempt = await bought(journal, story, in_doubt=True, duplicates=1, completed_at=9.0, usage=COST)
-    await journal.write(story.then(Completed(1.0)))
+    attempt = await bought(journal, story, duplicates=1, in_doubt=True)
     assert not await bills.add(attempt, "stray", COST)  # one had been reckoned with
     assert not await bills.add(attempt, "stray", COST)
     assert await bills.add(attempt, "another", Usage())  # a second one had not
-    assert await bills.settle(attempt, Settled("p1", "failed", None, Usage(cost=9.0), searched=True))
+    end = PredictionChange(attempt, story.task_id, 1, "replicate", "succeeded", usage=COST, completed_at=9.0)
+    await journal.write(story.then(Completed(1.0), predictions=(end,)))
+    (doubt,) = await bills.in_doubt("replicate", 10)
+    assert doubt.beside == ["stray", "another"]
+    late = Settled("p1", "failed", None, Usage(cost=9.0), True, ["stray"], COST)
+    assert not await bills.settle(attempt, late)  # what was read is out of date
+    assert await bills.settle(attempt, Settled("p1", "failed", None, Usage(cost=9.0), True, doubt.beside, COST))
     (line,) = await bills.of_task(story.task_id)
-    assert (line.cost, line.predict_seconds, line.duplicates) == (1.0, 4.0, 2)
+    assert (line.status, line.cost, line.predict_seconds, line.duplicates) == ("succeeded", 1.0, 4.0, 2)
+    assert await bills.add(attempt, "third", COST)  # after all was settled: at once
+    (line,) = await bills.of_task(story.task_id)
+    assert (line.cost, line.duplicates, line.open) == (1.5, 3, False)
 
 
 async def test_a_call_that_was_feared_to_be_paid_twice_and_was_not_is_forgiven(
@@ -100,6 +108,7 @@ async def test_a_call_that_was_feared_to_be_paid_twice_and_was_not_is_forgiven(
     story = Story()
     attempt = await bought(journal, story, in_doubt=True, duplicates=1, completed_at=9.0)
     await journal.write(story.then(Completed(1.0)))
+    assert not await bills.settle(attempt, Settled("p1", "succeeded", None, COST))  # nobody has looked
     assert await bills.settle(attempt, Settled("p1", "succeeded", None, COST, searched=True))
     assert [line.duplicates for line in await bills.of_task(story.task_id)] == [0]
 

@@ -122,10 +122,15 @@ class House:
 
     async def metric(self, name: str) -> float:
         """A metric's sum over its labels: of this OS process, whatever ran in it before."""
-        async with httpx.AsyncClient(trust_env=False) as client:
-            text = (await client.get(f"{self.service.reach}/metrics")).text
-        lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        return await metric(self.service.reach, name)
+
+
+async def metric(url: str, name: str) -> float:
+    """A metric of a server, summed over its labels."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"{url}/metrics")).text
+    lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 async def until(condition: Callable[[], object], within: float = 20.0) -> None:

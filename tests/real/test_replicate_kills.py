@@ -3,6 +3,7 @@ lost, and what was cancelled does not run on."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 import trio
 
 from scripts.http_client import http_client
-from scripts.server import ServerProcess, launch
+from scripts.server import ServerProcess, launch, serving
 from tests.engine.providers import fake_replicate
 from tests.engine.providers.fake_replicate import Service
-from tests.real.replicate import PUBLIC, House, until
+from tests.postgres import *  # noqa: F403
+from tests.postgres import TestServer
+from tests.real.conftest import new_data_dir
+from tests.real.replicate import PUBLIC, House, metric, until
 from tests.real.test_replicate_bad_days import gathered, outcome
 
 BOUGHT_ONCE = ("completed", None, 1, 0)
@@ -44,6 +48,15 @@ async def life(data_dir: Path, service: Service) -> AsyncIterator[tuple[ServerPr
             with trio.CancelScope(shield=True):
                 await server.kill()
             nursery.cancel_scope.cancel()
+
+
+async def stops(url: str) -> None:
+    """A server that lost its lease wakes up, hears of it, and stops its worker."""
+    with trio.fail_after(30):
+        while True:
+            if await metric(url, "elwift_provider_requests_running") == 0:
+                return
+            await trio.sleep(0.05)
 
 
 async def ended(at: House, name: str, task_id: str) -> tuple[object, ...]:
@@ -137,3 +150,35 @@ async def test_a_server_that_is_told_to_end_leaves_its_predictions_to_its_next_l
             assert await ended(at, "leaving", task_id) == BOUGHT_ONCE
             task = await at.task(task_id)
             assert task["usage"]["cost"] == pytest.approx(service.bill(), rel=0.01)
+
+
+async def test_a_server_that_stood_still_does_not_stop_what_another_has_taken_over(
+    data_dir: Path, postgres_server: TestServer
+) -> None:
+    """The first one loses its lease, and with it the task; when it wakes up the prediction is no longer its own."""
+    name = postgres_server.create()
+    with new_data_dir() as second_dir:
+        async with fake_replicate.serving() as service:
+            given = {**environment(service), "ELWIFT_LEASE": "2"}
+            del given["ELWIFT_PUBLIC_URL"]
+            arguments = ("--database-url", postgres_server.conninfo(name))
+            async with serving(data_dir, *arguments, environment=given) as first:
+                async with http_client(first.url, 4) as http:
+                    task_id, run = await House(service, http).begun("taken-over")
+                async with (
+                    serving(second_dir, *arguments, environment=given) as second,
+                    http_client(second.url, 4) as http,
+                ):
+                    first.process.send_signal(signal.SIGSTOP)
+                    asked = len(service.requests)
+                    try:
+                        await until(
+                            lambda: len(service.requests) > asked, 30
+                        )  # by the second one, which follows it now
+                    finally:
+                        first.process.send_signal(signal.SIGCONT)
+                    await stops(first.url)
+                    assert run.status == "processing"
+                    run.finish.set()
+                    assert await ended(House(service, http), "taken-over", task_id) == BOUGHT_ONCE
+    postgres_server.drop(name)
