@@ -101,7 +101,7 @@ async def test_deliveries_are_judged_stored_once_and_passed_on(server: Applicati
         assert news is not None
         assert news.terminal
     with trio.fail_after(5):
-        while not all(processed for *_, processed in await rows(server)):
+        while not all(processed for *_, processed in await rows(server)):  # noqa: ASYNC110
             await trio.sleep(0.01)
     assert await rows(server) == [
         (f"cog:{attempt}", "completed", True),
