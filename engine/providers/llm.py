@@ -6,11 +6,13 @@ A service's file says how it is asked (`Ask`), what its stream means (a `Reader`
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+import trio
 
 from engine.providers.failures import failed
 from engine.providers.protocol import (
@@ -34,6 +36,8 @@ Explain = Callable[[Exception], Failed | None]
 
 USUAL_LIMIT = 1024
 """Tokens that an answer is measured against when the request sets no limit."""
+FIGURES_EVERY = 0.25
+"""Seconds between two reports of progress, and of what was used so far."""
 CHARACTERS = 4
 """About so many of them make a token, where nobody has counted."""
 THINKING = Progress(0.0, step="thinking")
@@ -105,6 +109,7 @@ class _Told:
         self._decoder = Decoder()
         self._pieces = 0
         self._characters = 0
+        self._figures_at = -math.inf
         self.end: Finished | Failed | None = None
 
     @property
@@ -122,7 +127,7 @@ class _Told:
         return self._pieces > 0
 
     def of(self, piece: bytes) -> list[ProviderEvent]:
-        """What a piece of the response means, text joined, with progress where it has got on by a percent."""
+        """What a piece of the response means, text joined, now and then with progress."""
         before, events, texts = self._pieces, list[ProviderEvent](), list[str]()
         for event in self._meant(piece):
             if type(event) is TextDelta:
@@ -130,15 +135,23 @@ class _Told:
             elif isinstance(event, Finished | Failed):
                 self.end = event
                 break
-            else:
+            elif event is not THINKING or event not in events:
                 self._flush(texts, events)
                 events.append(event)
         self._flush(texts, events)
-        if new_percent(before, self._pieces, self._limit):
-            events.append(Progress(min(1.0, self._pieces / self._limit), step=f"{self._pieces} tokens"))
-            if self.used is not None:
-                events.append(UsageReported(self.used))
+        if self._pieces > before:
+            events += self._figures()
         return events
+
+    def _figures(self) -> list[ProviderEvent]:
+        """How far the answer is, and what it has cost so far, now and then: no eye sees finer steps, and each costs as
+        much as the text beside it."""
+        now = trio.current_time()
+        if now < self._figures_at:
+            return []
+        self._figures_at = now + FIGURES_EVERY
+        done = Progress(min(1.0, self._pieces / self._limit), step=f"{self._pieces} tokens")
+        return [done] if self.used is None else [done, UsageReported(self.used)]
 
     def _meant(self, piece: bytes) -> list[ProviderEvent]:
         """Ends with a failure at what cannot be read, after all that could."""
@@ -172,11 +185,6 @@ def _length(given: Any) -> int:
         case list():
             return sum(map(_length, given))
     return 0
-
-
-def new_percent(before: int, now: int, limit: int) -> bool:
-    """Whether another percent of `limit` has begun: finer steps of progress cost CPU, and no eye sees them."""
-    return now > before and (before == 0 or 100 * now // limit > 100 * before // limit)
 
 
 def decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:

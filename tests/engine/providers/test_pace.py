@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import trio
-from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from engine.http.transport import EXCHANGE
 from engine.providers.pace import GRID, Pace
 from engine.providers.streaming import Deadlines, Problem, Stream
-
-
-@define
-class Reads:
-    """What the transport gives a reader beside the body."""
-
-    deadline: float = 0.0
-
-
-@define
-class Answer:
-    """A response whose pieces come at their times: all that are due at once where it `gathers`, else one by one."""
-
-    pieces: list[tuple[float, bytes]]
-    gathers: bool = True
-    status_code: int = 200
-    headers: Mapping[str, str] = field(factory=dict)
-
-    @property
-    def extensions(self) -> Mapping[str, Any]:
-        return {EXCHANGE: Reads()} if self.gathers else {}
-
-    async def aiter_bytes(self) -> AsyncIterator[bytes]:
-        while self.pieces:
-            await trio.sleep_until(self.pieces[0][0])
-            due = [piece for at, piece in self.pieces if at <= trio.current_time()]
-            del self.pieces[: len(due) if self.gathers else 1]
-            yield b"".join(due if self.gathers else due[:1])
-
-    async def aclose(self) -> None:
-        return
+from tests.engine.providers.timed import Answer
 
 
 async def told(answer: Answer, pace: Pace, deadlines: Deadlines | None = None) -> list[tuple[float, bytes]]:
