@@ -241,12 +241,17 @@ def _named(text: str) -> dict[str, str]:
 
 
 def artifacts(settings: Settings, key: bytes) -> tuple[ArtifactStore, LinkSigner | None]:
-    """The store of outputs, and the signer of its links when it is a folder (Google signs its own)."""
+    """The store of outputs, and the signer of its links when it is a folder (Google signs its own). Raises
+    UserError."""
     if settings.gcs_bucket:
-        from google.cloud.storage import Client
+        from google.auth.exceptions import GoogleAuthError
 
-        from persistence.artifacts.bucket import BucketStore
+        from persistence.artifacts.bucket import open_bucket
 
-        return BucketStore(Client(), settings.gcs_bucket), None
+        try:
+            return open_bucket(settings.gcs_bucket), None
+        except GoogleAuthError as problem:
+            words = f"The bucket {settings.gcs_bucket} cannot be used: {problem}"
+            raise UserError("no_credentials", words) from problem
     signer = LinkSigner(key, f"{settings.public_url.rstrip('/')}/artifacts" if settings.public_url else "/artifacts")
     return FolderStore(Path(settings.data_dir) / "artifacts", signer), signer

@@ -24,6 +24,7 @@ from google.auth.transport.requests import Request
 from google.cloud.storage import Blob, Client
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.adapters import HTTPAdapter
 from requests.exceptions import RequestException
 from urllib3.exceptions import HTTPError
 
@@ -152,6 +153,15 @@ class BucketStore:
         return str(
             blob.generate_signed_url(expiration=timedelta(seconds=seconds), version="v4", method="GET", **signer)
         )
+
+
+def open_bucket(name: str, threads: int = 8) -> BucketStore:
+    """The bucket, with the credentials that Google's libraries find. Raises GoogleAuthError."""
+    client = Client()
+    connections = HTTPAdapter(pool_maxsize=2 * threads)  # one for each thread, or they would be closed and made anew
+    for scheme in ("https://", "http://"):
+        client._http.mount(scheme, connections)
+    return BucketStore(client, name, threads=threads)
 
 
 def _crc32c(path: Path) -> str:
