@@ -111,13 +111,15 @@ class JournalFull(Exception):
 
 @frozen
 class JournalHealth:
-    """What operators and `/readyz` show. `since` is the Unix time of the last change of `up`."""
+    """What operators and `/readyz` show. `since` is the Unix time of the last change of `up`; `accepting`: whether new
+    tasks are taken now."""
 
     up: bool
     since: float
     buffered: int
     bound: int
     last_error: str | None = None
+    accepting: bool = True
 
 
 class Journal(Protocol):

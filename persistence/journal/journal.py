@@ -112,7 +112,9 @@ class PostgresJournal:
         return first[0]
 
     def health(self) -> JournalHealth:
-        return JournalHealth(self._up, self._since, self._line.count, self.bound, self._error)
+        full = self._line.count >= self.bound or self._line.bytes >= self.byte_bound
+        accepting = not full and not (self.strict and not self._up)
+        return JournalHealth(self._up, self._since, self._line.count, self.bound, self._error, accepting)
 
     async def drained(self) -> None:
         """Returns when nothing waits. The caller sets the deadline."""
@@ -149,7 +151,7 @@ class PostgresJournal:
     # --- telling ------------------------------------------------------------------------------------------
 
     def _tell_buffered(self, pending: Pending) -> None:
-        if pending.told:
+        if pending.told or pending.settled:
             return
         pending.told = True
         self._tell(pending, Buffered())

@@ -360,7 +360,9 @@ async def test_what_comes_during_an_outage_is_told_at_once(journal: PostgresJour
     second = Story()
     assert first == Buffered()
     started = trio.current_time()
-    assert isinstance(await journal.write(second.begin(idempotency_key="k")), Duplicate)
+    repeated = Receipts()
+    journal.submit(second.begin(idempotency_key="k"), repeated.append)
+    assert [type(receipt) for receipt in repeated] == [Duplicate]  # and no word after it
     assert await journal.write(Story().begin()) == Buffered()
     assert trio.current_time() - started < 0.5
     await trio.to_thread.run_sync(outage.end)
@@ -386,7 +388,9 @@ async def test_the_buffer_is_bounded_for_new_tasks_and_wider_for_those_under_way
     await journal.write(running.begin())
     await trio.to_thread.run_sync(outage.begin)
     for _ in range(10):
+        assert journal.health().accepting
         assert await journal.write(Story().begin()) == Buffered()
+    assert not journal.health().accepting
     with pytest.raises(JournalFull) as refusal:
         await journal.write(Story().begin())
     assert refusal.value.retry_after > 0
@@ -406,6 +410,7 @@ async def test_strict_takes_no_new_task_while_the_database_is_away(
     await journal.write(running.begin())
     await trio.to_thread.run_sync(outage.begin)
     assert await journal.write(running.start()) == Buffered()
+    assert not journal.health().accepting
     with pytest.raises(JournalFull):
         await journal.write(Story().begin())
     await trio.to_thread.run_sync(outage.end)

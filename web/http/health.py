@@ -1,8 +1,8 @@
 """Is it alive, is it ready: for load balancers, process managers and Prometheus.
 
 `/healthz` says that the loop turns. `/readyz` says whether new work should be sent here: no while draining, or when
-the database is away *and* the journal's memory is full; a database that is away alone is told but does not count as
-unready, since tasks are accepted and run in memory meanwhile.
+the database is away *and* the journal takes no new tasks (its memory is full, or it is strict); a database that is away
+alone is told but does not count as unready, since tasks are accepted and run in memory meanwhile.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ async def ready(house: House, ask: Ask) -> Answer:
 
 def readiness(journal: JournalHealth, draining: bool) -> dict[str, Any]:
     """`ready`, `degraded` (takes work, with something wrong) or `unready`, and why. Pure."""
-    full = journal.buffered >= journal.bound and not journal.up
-    status = "unready" if draining or full else "ready" if journal.up else "degraded"
+    refusing = not journal.up and not journal.accepting
+    status = "unready" if draining or refusing else "ready" if journal.up else "degraded"
     return {"status": status, "draining": draining, "journal": journal_view(journal)}
 
 

@@ -189,19 +189,19 @@ async def test_a_client_that_leaves_before_its_body_is_there_makes_no_task() -> 
 
 
 @pytest.mark.parametrize(
-    ("up", "buffered", "draining", "expected"),
+    ("up", "accepting", "draining", "expected"),
     [
-        (True, 0, False, "ready"),
-        (True, 100, False, "ready"),
-        (False, 99, False, "degraded"),
-        (False, 100, False, "unready"),
-        (True, 0, True, "unready"),
+        (True, True, False, "ready"),
+        (True, False, False, "ready"),
+        (False, True, False, "degraded"),
+        (False, False, False, "unready"),
+        (True, True, True, "unready"),
     ],
 )
-def test_readiness_weighs_the_journal_and_draining(up: bool, buffered: int, draining: bool, expected: str) -> None:
+def test_readiness_weighs_the_journal_and_draining(up: bool, accepting: bool, draining: bool, expected: str) -> None:
     from engine.ports import JournalHealth
 
-    assert readiness(JournalHealth(up, 0.0, buffered, 100), draining)["status"] == expected
+    assert readiness(JournalHealth(up, 0.0, 0, 100, accepting=accepting), draining)["status"] == expected
 
 
 async def test_the_last_error_of_the_database_is_not_for_everybody() -> None:
