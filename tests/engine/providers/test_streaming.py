@@ -14,9 +14,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine.providers.llm import FIGURES_EVERY, Reader, answered
+from engine.providers.llm import FIGURES_EVERY, answered
 from engine.providers.openai_compatible import ChatReader
-from engine.providers.protocol import Finished, Progress, ProviderEvent, ProviderRequest, TextDelta, UsageReported
+from engine.providers.protocol import (
+    Failed,
+    Finished,
+    Progress,
+    ProviderEvent,
+    ProviderRequest,
+    TextDelta,
+    UsageReported,
+)
 from engine.providers.streaming import Deadlines, Response, retry_after
 from engine.tasks.events import Usage
 from tests.engine.providers.timed import Answer
@@ -29,7 +37,7 @@ def token(text: str, **more: Any) -> bytes:
 
 
 async def events_of(
-    pieces: list[tuple[float, bytes]], reader: Reader | None = None, **input: Any
+    pieces: list[tuple[float, bytes]], deadlines: Deadlines | None = None, **input: Any
 ) -> list[tuple[float, ProviderEvent]]:
     """An attempt's events with their times, its answer's pieces coming at theirs."""
     start = trio.current_time()
@@ -40,7 +48,7 @@ async def events_of(
         return answer
 
     request = ProviderRequest(uuid4(), 1, uuid4(), "model", "slug", "", {"prompt": "x" * 400, **input})
-    attempt = answered(request, ask, reader or ChatReader(), Deadlines(), lambda problem: None)
+    attempt = answered(request, ask, ChatReader(), deadlines or Deadlines(), lambda problem: None)
     async with aclosing(attempt) as events:
         return [(trio.current_time() - start, event) async for event in events]
 
@@ -76,6 +84,19 @@ async def test_text_that_arrives_together_is_told_as_one_and_a_thought_between_k
     kinds = [type(event) for _, event in seen]
     assert kinds == [Progress, TextDelta, Progress, UsageReported, UsageReported, Finished]
     assert seen[1][1] == TextDelta("ab")
+
+
+async def test_words_and_thoughts_that_come_slowly_keep_a_stream_alive(autojump_clock: MockClock) -> None:
+    thought = b'data: {"choices": [{"delta": {"reasoning_content": "hm"}}]}\n\n'
+    thoughts = [(0.4 * number, thought) for number in range(1, 6)]
+    words = [(2.0 + 0.4 * number, token("a")) for number in range(1, 6)]
+    strict = Deadlines(first_token=0.5, between_tokens=0.5)
+    seen = await events_of([*thoughts, *words, (4.4, END)], strict)
+    assert "".join(event.text for _, event in seen if isinstance(event, TextDelta)) == "a" * 5
+    assert isinstance(seen[-1][1], Finished)
+    (at, failed) = (await events_of([(0.4, token("a")), (1.0, END)], strict))[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.code, at) == ("timeout", pytest.approx(0.9))
 
 
 async def test_after_the_last_word_nothing_is_told(autojump_clock: MockClock) -> None:
