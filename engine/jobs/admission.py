@@ -21,6 +21,9 @@ from engine.jobs.ports import Waiting
 _WINDOW = 150
 """The mean service time is that of about so many jobs, or of twice as many as there are slots."""
 
+_GAPS = 50
+"""The latest so many changes of hands decide how long one takes."""
+
 _STARTED = 4
 """Rounds of the slots after which it does not matter any more that the short jobs were the first to end."""
 
@@ -205,6 +208,11 @@ class Pace:
     _seconds: float = 0.0
     _jobs: float = 0.0
     _ended: int = 0
+    _gap: float = 0.0
+
+    def observe_gap(self, seconds: float) -> None:
+        """A slot was empty for so long although somebody waited: until the next job was claimed and started."""
+        self._gap += (seconds - self._gap) / _GAPS
 
     def observe(self, seconds: float) -> None:
         """A job has left its slot."""
@@ -214,13 +222,13 @@ class Pace:
         self._ended += 1
 
     def seconds(self, running: int = 0, ages: float = 0.0) -> float:
-        """The mean; `running` jobs have been in their slots for `ages` seconds, all together."""
+        """The mean, with the change of hands; `running` jobs have been in their slots for `ages` seconds in all."""
         age = ages / running if running else 0.0
         if not self._ended:
             return max(self.guess, age)
         young = max(0.0, 1.0 - self._ended / (_STARTED * max(self.slots, 1)))
         mean = (self._seconds + young * ages) / self._jobs
-        return age if age > _OUT_OF_DATE * mean else mean
+        return age if age > _OUT_OF_DATE * mean else mean + self._gap
 
 
 def wait(before: int, free: int, slots: int, seconds: float, config: QueueConfig) -> float:

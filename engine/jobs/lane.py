@@ -98,6 +98,8 @@ class Lane:
     stopping: deque[tuple[Running, str]] = field(factory=deque)
     memory: Memory = field(init=False)
 
+    _freed: deque[float] = field(factory=deque)
+    """Since when (monotonic) slots are empty though somebody waits."""
     _since: float = 0.0
     """The sum of the times (monotonic) since which what runs has run."""
     _idle: trio.Event = field(factory=trio.Event)
@@ -330,6 +332,8 @@ class Lane:
     def _start(self, job: Job, stored: bool) -> None:
         self._reserved.discard(job.id)
         held = Running(job, stored, self.monotonic())
+        if self._freed:
+            self.pace.observe_gap(held.since - self._freed.popleft())
         if (before := self.running.get(job.id)) is not None:
             self._since -= before.since
         self.running[job.id] = held
@@ -375,6 +379,10 @@ class Lane:
         if self.running.get(held.job.id) is held:
             del self.running[held.job.id]
             self._since -= held.since
+            if self.line.total:
+                self._freed.append(self.monotonic())
+            else:
+                self._freed.clear()
         if not self.running:
             self._since = 0.0  # also of what rounding has left
             self._idle.set()

@@ -95,15 +95,17 @@ POINTS: dict[str, Callable[[], None]] = {
     "a job has its slot and no worker": lambda: before(Lane, "_start"),
     "a job is claimed from the line": lambda: after(PostgresJobStore, "claim", lambda claimed: claimed.jobs),
     "the intent is written and the provider not asked": lambda: before(runner.Attempt, "run"),
+    "some tasks are back and others not": lambda: after(recovery, "_bring_back", lambda back: True),
     "the provider is at work": lambda: before(simulate, "_step", lambda given, step, steps: step == 2),
-    "the end is built and not committed": lambda: after(batch, "apply_changes", lambda stale: True),
+    "jobs of an earlier life are given back": lambda: after(PostgresJobStore, "recover"),
+    "the end is built and not committed": lambda: before(
+        batch, "apply_changes", lambda _, changes: any(isinstance(change.outcome, Complete) for change, _ in changes)
+    ),
+    "a lost server's job is taken back": lambda: after(PostgresJobStore, "rescue"),
     "the end is committed and not told": lambda: before(Queues, "changed", outcome(Complete)),
     "a failed attempt is committed": lambda: before(Queues, "changed", outcome(Retry)),
-    "a cancel is committed and the work not stopped": lambda: before(Queues, "changed", outcome(Cancel)),
     "what is due is in line": lambda: after(PostgresJobStore, "stage", lambda staged: staged.moved),
-    "a lost server's job is taken back": lambda: after(PostgresJobStore, "rescue"),
-    "jobs of an earlier life are given back": lambda: after(PostgresJobStore, "recover"),
-    "some tasks are back and others not": lambda: after(recovery, "_bring_back"),
+    "a cancel is committed and the work not stopped": lambda: before(Queues, "changed", outcome(Cancel)),
     "what is old is pruned": pruning,
     "running jobs are given back at a stop": lambda: after(PostgresJobStore, "release"),
 }

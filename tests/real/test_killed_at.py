@@ -118,15 +118,12 @@ BY_ANOTHER = "a lost server's job is taken back"
 
 async def die_at(story: Story, point: str) -> None:
     """Starts a server, has it do something, and waits until it has died of it."""
-    if point in AT_START or point == BY_ANOTHER:
-        await die_at(story, "the provider is at work")
-    at_start = point in AT_START
+    at_start = point in AT_START or point == BY_ANOTHER
     async with story.server(point + "!" * at_start, "other" if point == BY_ANOTHER else "data") as process:
         with trio.fail_after(30):
             if not at_start:
                 url = await url_of(process)
-                if point != BY_ANOTHER:
-                    await story.settled()
+                await story.settled()
                 process.send_signal(signal.SIGUSR1)
                 await do(story, url, point, process)
             assert await process.wait() == -signal.SIGKILL, point
@@ -140,7 +137,7 @@ async def do(story: Story, url: str, point: str, process: trio.Process) -> None:
                     await story.send(http, **ENDLESS)
                     story.cancelled.append(story.acknowledged[-1])
                     process.send_signal(signal.SIGTERM)
-                elif point != BY_ANOTHER:
+                else:
                     await DOING.get(point, work)(story, http)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
                 pass  # it has died meanwhile: what was not acknowledged is not counted

@@ -247,7 +247,7 @@ async def test_limits_of_a_queue_hold_over_both_servers(pair: Pair) -> None:
                 status, answer = await here.post("/api/models", {**model, "settings": {"queue": queue}})
                 assert status == 201, answer
             with trio.fail_after(2):
-                while (await there.get("/api/models/paced"))[0] != 200:
+                while (await there.get("/api/models/paced"))[0] != 200:  # noqa: ASYNC110 - over HTTP
                     await trio.sleep(0.05)
             body = {"prompt": "hi", "model": "scarce", "input": {"steps": 1, "interval": 0.3}}
             scarce = [await create(http, body) for _ in range(5) for http in (here, there)]

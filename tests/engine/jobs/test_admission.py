@@ -114,6 +114,14 @@ def test_the_short_jobs_that_end_first_do_not_pass_for_all() -> None:
     assert pace.seconds(running=9, ages=9.0) > 0.8
 
 
+def test_the_time_between_two_jobs_of_a_slot_counts() -> None:
+    pace = Pace(5.0)
+    for _ in range(300):
+        pace.observe(0.1)
+        pace.observe_gap(0.05)
+    assert pace.seconds() == pytest.approx(0.15, abs=0.001)
+
+
 def test_jobs_that_have_become_longer_are_noticed_before_they_end() -> None:
     pace = Pace(5.0, slots=2)
     for _ in range(100):
