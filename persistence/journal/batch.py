@@ -25,7 +25,7 @@ from engine.tasks import codec
 from engine.tasks.events import Requeued
 from persistence.connection import TrioConnection
 from persistence.encoding import array, to_json
-from persistence.jobs.rows import apply_changes, insert_jobs
+from persistence.jobs.rows import apply_changes, send_jobs
 from persistence.journal import statements as sql
 from persistence.journal.rows import Pending
 from persistence.outage import blames_the_data, is_outage
@@ -139,7 +139,8 @@ class Writer:
             await connection.execute("BEGIN")
             mark = await connection.execute(sql.MARK, (LOCK_TIMEOUT,))
             cursors = [(await connection.execute(query, (rows,)), expected) for query, rows, expected in work.queries()]
-            await insert_jobs(connection, [(job, self._reserve(job)) for job in work.jobs()])
+            if jobs := [(job, self._reserve(job)) for job in work.jobs()]:
+                await send_jobs(connection, jobs)
             stale = await apply_changes(connection, [(change, self._successor(change)) for change in work.changes()])
             row = await mark.fetchone()
         if not stale and all(expected is None or cursor.rowcount == expected for cursor, expected in cursors):
