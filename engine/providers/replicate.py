@@ -50,6 +50,7 @@ from engine.tasks.events import Usage
 
 __all__ = ["BASE_URL", "Pace", "Replicate", "Story"]
 
+TIDYING_TRIES = 5
 WEBHOOKS = ["start", "output", "logs", "completed"]
 log = structlog.get_logger("elwift.replicate")
 
@@ -124,7 +125,8 @@ class Replicate:
         self.errands = errands or Errands()
         self.deliveries: Deliveries[Prediction] = Deliveries(newer)
         self.left: Callable[[ProviderRequest, str, bool], Awaitable[None]] = self._cancel
-        """What is done with a prediction that nobody wants any more; the flag: beside the one that is wanted."""
+        """What is done with a prediction that nobody wants any more; the flag: beside the one that is wanted. It may
+        raise Lost, Refusal, StorageDown."""
         self.public_url = public_url if public_url.startswith("https://") else ""
         self.tidying: list[UUID] = []
         """Attempts for which a prediction beside their own is being stopped and noted."""
@@ -326,33 +328,36 @@ class Replicate:
 
     async def _stray(self, request: ProviderRequest, identifier: str) -> None:
         """A delivery for this attempt of another prediction: one whose answer was lost, and that came late."""
-        wanted = self._looked_for(request, 0.0)
         self.tidying.append(request.attempt_id)
         try:
-            if not await self.search.known(identifier, request.attempt_id) and await self._named(identifier, wanted):
+            for _ in range(TIDYING_TRIES):
                 try:
-                    await self.left(request, identifier, True)
-                finally:
-                    self.search.claimed.discard(identifier)  # by now it is on record, or the settlement finds it
-        except (Lost, Refusal, StorageDown) as problem:
-            log.warning("stray prediction not stopped", prediction=identifier, why=str(problem))
+                    return await self._tidied(request, identifier)
+                except (Lost, Refusal, StorageDown) as problem:
+                    log.warning("stray prediction not stopped yet", prediction=identifier, why=str(problem))
+                await trio.sleep(self.pace.longest)
         finally:
             self.tidying.remove(request.attempt_id)
+
+    async def _tidied(self, request: ProviderRequest, identifier: str) -> None:
+        if await self.search.known(identifier, request.attempt_id):
+            return
+        if await self._named(identifier, self._looked_for(request, 0.0)) is not None:
+            try:
+                await self.left(request, identifier, True)
+            finally:
+                self.search.claimed.discard(identifier)  # by now it is on record, or the settlement finds it
 
     async def _leave(self, request: ProviderRequest, identifier: str) -> None:
         """The attempt was cut short. Its server may be ending, or another may have it: then somebody will adopt it."""
         try:
-            wanted = await self._wanted(request.task_id)
-        except StorageDown:
-            return  # it is settled when the database is back
-        if not wanted:
-            await self.left(request, identifier, False)
+            if not await self._wanted(request.task_id):
+                await self.left(request, identifier, False)
+        except (Lost, Refusal, StorageDown) as problem:  # the settlement tries again
+            log.warning("prediction not stopped yet", prediction=identifier, why=str(problem))
 
     async def _cancel(self, _: ProviderRequest, identifier: str, beside: bool) -> None:
-        try:
-            await self.api.cancel(identifier)
-        except (Lost, Refusal) as problem:
-            log.warning("cancel failed", prediction=identifier, why=str(problem))
+        await self.api.cancel(identifier)
 
     async def ended(self, identifier: str) -> Prediction | None:
         """Stops a prediction and sees it end. None: it is not there (any more).

@@ -120,14 +120,14 @@ class Settlement:
     # --- at once, when an attempt is cut short ---------------------------------------------------------
 
     async def left(self, request: ProviderRequest, identifier: str, beside: bool) -> None:
-        """A prediction that nobody wants: it is stopped and put on the bill. What fails here the next round does."""
-        try:
-            last = await self.provider.ended(identifier)
-            if last is not None:
-                model = self.models.find(f"{request.model}:{request.version}") or self.models.find(request.model)
-                await self._note(request.attempt_id, last, model, beside)
-        except (Lost, Refusal, StorageDown) as problem:
-            log.warning("not settled yet", prediction=identifier, why=str(problem))
+        """A prediction that nobody wants: it is stopped and put on the bill. What fails here the next round does.
+
+        Raises Lost, Refusal, StorageDown.
+        """
+        last = await self.provider.ended(identifier)
+        if last is not None:
+            model = self.models.find(f"{request.model}:{request.version}") or self.models.find(request.model)
+            await self._note(request.attempt_id, last, model, beside)
 
     async def _note(self, attempt_id: UUID, last: Prediction, model: Model | None, beside: bool) -> None:
         if not beside:

@@ -163,7 +163,7 @@ async def house(data_dir: Path, webhooks: bool = False, **more: Any) -> AsyncIte
             service.reach = application.endpoint.urls[0]
             made = House(service, http, application)
             made.provider.pace = QUICK
-            made.provider.api.create_within = 1.0
-            made.provider.api.within = 1.0
+            made.provider.api.create_within = 1.5
+            made.provider.api.within = 3.0
             made.duplicates_before = await made.metric("elwift_provider_duplicate_calls_total")
             yield made

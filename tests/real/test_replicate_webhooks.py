@@ -105,7 +105,7 @@ async def test_a_request_that_is_taken_late_is_stopped_counted_and_billed(data_d
         at.service.released.set()
         await until(lambda: len(at.bought("late")) == 2)
         (stray,) = [run for run in at.bought("late") if run is not wanted]
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await stray.over.wait()
         assert stray.status == "canceled"
         wanted.finish.set()
