@@ -122,7 +122,7 @@ class FolderStore:
 
     def _delete(self, place: Path, below: bool) -> None:
         if below:
-            shutil.rmtree(place, onerror=_unless_gone)
+            _remove_all(place)
         else:
             place.unlink(missing_ok=True)
         for folder in place.parents:
@@ -175,6 +175,10 @@ def _flush(folder: Path) -> None:
         os.close(handle)
 
 
-def _unless_gone(_: object, __: str, problem: tuple[type[BaseException], BaseException, object]) -> None:
-    if not isinstance(problem[1], FileNotFoundError):
-        raise problem[1]
+def _remove_all(folder: Path) -> None:
+    """What somebody else removes meanwhile is gone as well."""
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            continue
