@@ -12,6 +12,7 @@ How a job gets here:
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -50,13 +51,15 @@ class Identity:
 
 @define(eq=False)
 class Running:
-    """A job in a slot since `since` (monotonic). `stored`: the database has the claim; `settled`: and the outcome."""
+    """A job in a slot since `since` (monotonic). `stored`: the database has the claim; `settled`: and the outcome;
+    `buffered`: the outcome waits in the journal's memory."""
 
     job: Job
     stored: bool
     since: float
     worker: Pid | None = None
     settled: bool = False
+    buffered: bool = False
     failure: str | None = None
     """What the handler raised, noted just before its worker dies of it."""
 
@@ -108,7 +111,8 @@ class Lane:
     _parked: dict[UUID, JobChange] = field(factory=dict)
     """Outcomes under claims that the database does not know of yet, by token."""
     _settling: dict[UUID, tuple[Job, float]] = field(factory=dict)
-    """Jobs of tasks that left their slot before their outcome was journaled, with the time (monotonic)."""
+    """Jobs of tasks that left their slot before their outcome was journaled, with the time (monotonic); infinite, once
+    the outcome waits in the journal's memory: then the job is ours however long the outage is."""
 
     def __attrs_post_init__(self) -> None:
         self.limit = self.config.limit
@@ -236,6 +240,7 @@ class Lane:
             case Buffered():
                 self._change_buffered(change)
             case _ if change.fence is not None:
+                self._settled(change.fence)
                 self.memory.changed(change.fence)
                 self.stop(change.job_id, "lease_lost", change.fence.token)
             case _:
@@ -269,12 +274,21 @@ class Lane:
 
     def _change_buffered(self, change: JobChange) -> None:
         """The database is away: what should run again runs again from memory, unless it is back before."""
+        if change.fence is not None:
+            self._waits(change.fence)
         if change.fence is not None and isinstance(change.outcome, Retry | Snooze):
             job = self._job_under(change.fence)
             at = change.outcome.at
             if job is not None:
                 self.memory.retry(uncounted(job, change.outcome), self.clock() if at is None else at)
         self._end_if_ordered(change)
+
+    def _waits(self, fence: Fence) -> None:
+        held, settling = self.running.get(fence.job_id), self._settling.get(fence.job_id)
+        if held is not None and held.job.fence == fence:
+            held.buffered = True
+        if settling is not None and settling[0].fence == fence:
+            self._settling[fence.job_id] = (settling[0], math.inf)
 
     def _job_under(self, fence: Fence) -> Job | None:
         held = self.running.get(fence.job_id)
@@ -363,7 +377,7 @@ class Lane:
         self.line.end(held.job.priority, held.job.user)
         self.pace.observe(self.monotonic() - held.since)
         if journaled and not held.settled:
-            self._settling[held.job.id] = (held.job, self.monotonic())
+            self._settling[held.job.id] = (held.job, math.inf if held.buffered else self.monotonic())
         self.kick()
         return self.monotonic() - held.since
 

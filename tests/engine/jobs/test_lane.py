@@ -198,6 +198,29 @@ def test_leases_are_kept_of_what_runs_and_of_what_a_task_has_yet_to_journal(worl
     assert world.lane.leases() == []
 
 
+@pytest.mark.parametrize("heard", ["before its worker left", "after"])
+@pytest.mark.parametrize("end", [Committed(), Refused("terminal")], ids=["committed", "refused"])
+def test_a_job_whose_outcome_waits_for_the_database_is_kept_however_long_that_takes(
+    heard: str, end: Committed | Refused
+) -> None:
+    world = World()
+    job = new_job()
+    world.flush_insert(job)
+    held = world.start_one()
+    change = JobChange(job.id, Complete(), held.job.fence)
+    if heard == "after":
+        world.lane.leave(held, journaled=True)
+    world.lane.changed(change, Buffered())
+    if heard != "after":
+        world.lane.leave(held, journaled=True)
+    world.now += 1000.0
+    assert [lease.fence for lease in world.lane.leases()] == [held.job.fence]
+    assert job.id in world.lane.holding()
+    world.lane.changed(change, end)
+    assert world.lane.leases() == []
+    assert job.id not in world.lane.holding()
+
+
 def test_a_task_that_never_journals_its_outcome_loses_its_lease_in_the_end(world: World) -> None:
     world.flush_insert(new_job(task_id=uuid4()))
     world.lane.leave(world.start_one(), journaled=True)
