@@ -281,7 +281,7 @@ async def test_a_table_that_somebody_keeps_locked_is_an_outage_and_over_when_it_
 async def test_servers_that_race_for_the_same_keys_in_other_orders_never_block_each_other(
     database: Pool, nursery: trio.Nursery, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whatever order a batch brings keys, they are taken in one order: no circle of waiting, which costs a second."""
+    """In whatever order a batch brings keys, they are taken in one: no circle of waiting, which costs a second."""
     failed: list[object] = []
     monkeypatch.setattr("persistence.journal.batch.Writer.count_failure", lambda writer: failed.append(writer) or 1)
     journals = PostgresJournal(database, lanes=1), PostgresJournal(database, lanes=1)
