@@ -13,10 +13,12 @@ from engine.providers import protocol as provider
 from engine.runtime import Runtime
 from engine.tasks import attempt as rules
 from engine.tasks import delivery, relay
+from engine.tasks.events import Responded, TaskEvent
+from engine.tasks.messages import TaskText
 from engine.tasks.outbox import Outbox
 from engine.tasks.relay import Mirrored
 from engine.tasks.stash import Live
-from engine.tasks.state import Status
+from engine.tasks.state import Status, TaskState
 
 __all__ = ["Adopted", "CatchUp", "Mirrored", "Moved", "caught_up", "learnt", "moved"]
 
@@ -65,6 +67,14 @@ async def learnt(runtime: Runtime, live: Live, news: relay.Progress | relay.Text
     return live if step is None else delivery.show(runtime, live, *step)
 
 
+def _rest_of_text(told: TaskState, event: TaskEvent) -> TaskText | None:
+    """What of an attempt's text has not come by the relay, when the event has all of it."""
+    whole, has = event.body.text if isinstance(event.body, Responded) else "", len(told.text)
+    if len(whole) <= has or not whole.startswith(told.text):
+        return None
+    return TaskText(told.id, event.attempt, has, whole[has:], event.at)
+
+
 async def caught_up(runtime: Runtime, live: Live) -> Live:
     """Tells what another server has added to the log. What is live of the attempt stays."""
     told = live.outbox.told
@@ -73,6 +83,8 @@ async def caught_up(runtime: Runtime, live: Live) -> Live:
     except StorageDown:
         return live  # it is asked for again
     for news in delivery.as_news(told, missed):
+        if (text := _rest_of_text(told, news.event)) is not None:
+            delivery.tell(runtime, live, text)
         delivery.tell(runtime, live, news)
         told = news.task
     return evolve(live, task=told, outbox=Outbox(told), log=(), log_after=told.seq) if missed else live

@@ -90,6 +90,7 @@ async def test_a_mirror_tells_progress_and_text_and_asks_again_for_what_was_lost
         hear(h, elsewhere(h, accepted, ev.Responded("Every task is"), ev.Completed(1.0)))
         await watcher.final()
         assert watcher.events == [ev.Started, ev.Responded, ev.Completed]
+        assert watcher.text == "Every task is"
 
 
 async def test_what_runs_here_is_told_to_servers_that_watch_it_and_to_no_other(autojump_clock: Any) -> None:
