@@ -235,15 +235,18 @@ class TaskChannel(Channel):
             self._set_timer(CLOSING_DELAY, _Finish())
 
     def _tell_events(self, view: View, upto: int) -> int:
-        """Pushes a view's events; answers the last one's seq. Text stands before the event that ends it."""
-        for event in view.events:
+        """Pushes a view's events up to one; answers the last one's seq. Text stands before the event that ends it.
+
+        Those beyond have happened since the client's state was taken, and come as news of their own.
+        """
+        wanted = [event for event in view.events if event.seq <= upto]
+        for event in wanted:
             if isinstance(event.body, _ENDS_TEXT):
                 self._tell_missing_text(view.task)
-            if event.seq <= upto:
-                self.push(*payloads.happened(event, view.task, view.durability(event.seq)))
+            self.push(*payloads.happened(event, view.task, view.durability(event.seq)))
             if self.cursor.judge(event) is Step.NEXT:
                 self.cursor = self.cursor.after(event)
-        return view.events[-1].seq if view.events else upto
+        return wanted[-1].seq if wanted else upto
 
     def _tell_missing_text(self, task: TaskState) -> None:
         text = self.cursor.missing_text(task, self.runtime.clock())

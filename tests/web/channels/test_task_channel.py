@@ -8,7 +8,10 @@ import pytest
 from trio.testing import MockClock as Clock
 
 from engine.otp import KILL, Crash, exit
+from engine.tasks import lookup
 from tests.web.channels.conftest import Device, Place, Refused
+from web.channels.cursor import Cursor
+from web.channels.task import TaskChannel
 
 
 def names(events: list[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -266,6 +269,22 @@ async def test_a_task_accepted_in_memory_says_so_and_later_that_it_is_durable(
     events = await device.until("phx_close", topic)
     assert "durable" in names(events)
     assert "task_completed" in names(events)
+
+
+async def test_what_happens_while_a_page_of_the_past_is_fetched_comes_as_news(
+    autojump_clock: Clock, place: Place, device: Device
+) -> None:
+    """The page goes on beyond the state that the client was given: what is beyond is not told with it, nor skipped."""
+    task_id = await place.task(steps=1, interval=1.0)
+    await place.server_gone(task_id)
+    page = await lookup.view(place.house.runtime, task_id, 0)
+    assert page is not None
+    told: list[Any] = []
+    channel = TaskChannel.__new__(TaskChannel)
+    channel.push = lambda event, payload: told.append(payload["seq"])  # type: ignore[method-assign, assignment]
+    channel.cursor = Cursor(2, 1, 0)
+    assert channel._tell_events(page, upto=2) == 2
+    assert (told, channel.cursor.seq, page.task.seq) == ([1, 2], 2, 3)
 
 
 async def test_what_is_in_memory_only_says_so_to_whoever_joins_then(
