@@ -31,8 +31,8 @@ WATCHERS_WITHIN = 60.0
 """Seconds in which every watcher has heard the end, once all has come to rest: more than a handshake may take."""
 TAKEN_AWAY = 60
 """Tasks that are taken at least in a minute without PostgreSQL."""
-IN_SYNC_WITHIN = 60.0
-"""Seconds in which all that was taken is stored when PostgreSQL is back; it takes a few, on a busy machine more."""
+IN_SYNC_WITHIN = 180.0
+"""Seconds in which all that was taken is stored when PostgreSQL is back; it takes a few, on a machine with much else to do many more."""
 WELL_WITHIN = 10.0
 """Seconds that are given to it to be well again; then the next fault comes anyway."""
 SAID_WITHIN = 5.0
