@@ -46,8 +46,8 @@ LINE = 8
 class Patience:
     """Seconds: for one answer; of silence until the server's health is looked at; of bad health until the attempt
     fails; for the end of a prediction that is over, since the server repeats its webhook for up to 100 s after we were
-    away, and for seconds otherwise; of silence when it cannot be told whether it is over; for a prediction; for a slot;
-    for a cancellation."""
+    away, and for seconds otherwise; of silence when it cannot be told whether it is over, and when no word of it ever
+    came; for a prediction; for a slot; for a cancellation."""
 
     answer: float = 15.0
     silence: float = 10.0
@@ -55,6 +55,7 @@ class Patience:
     end: float = 15.0
     end_adopted: float = 110.0
     unclear: float = 120.0
+    deaf: float = 30.0
     run: float = 1800.0
     slot: float = 10.0
     slot_again: float = 1.0
@@ -142,7 +143,7 @@ class Cog:
 @define(eq=False)
 class Visit:
     """One attempt at one server. `asked`: there may be a prediction of it there, which has not ended as far as we
-    know. `away`: since when, by trio's clock, the server has not been well."""
+    know. `word`: whether any news of it has come. `away`: since when, by trio's clock, the server has not been well."""
 
     cog: Cog
     slots: Slots
@@ -155,6 +156,7 @@ class Visit:
     story: Story = field(factory=Story)
     began: float = field(factory=trio.current_time)
     heard: float = field(factory=trio.current_time)
+    word: bool = False
     away: float | None = None
     over: float | None = None
     born: str | None = None
@@ -219,9 +221,11 @@ class Visit:
                     yield wait
         self.slots.took(request.attempt_id)
         yield Accepted(str(request.attempt_id), self.latest.status, self.repeats)
-        if not self.held and request.external_id is None and self.slots.at_once is None:
+        if not self.held and request.external_id is None:
             with trio.move_on_after(GLANCE):
-                self.slots.seen((await self._health()).status)
+                health = await self._health()
+                self.slots.seen(health.status)
+                self.born = health.born
 
     async def _slot(self) -> AsyncGenerator[ProviderEvent, None]:
         """Asks, and while there is no slot waits in line for one. Held predictions are asked for when they are held."""
@@ -328,7 +332,7 @@ class Visit:
             if news is None:
                 await self._look()
                 continue
-            self.heard, self.over = trio.current_time(), None
+            self.heard, self.over, self.word = trio.current_time(), None, True
             self.slots.told(self.request.attempt_id, news.terminal)
             if newer(news, self.latest):
                 yield news
@@ -373,7 +377,8 @@ class Visit:
             case 1:
                 return True
             case None:
-                return now - self.heard >= self.cog.patience.unclear
+                patience = self.cog.patience
+                return now - self.heard >= (patience.unclear if self.word else patience.deaf)
             case _:
                 return not await self._at_work()
 
@@ -400,7 +405,7 @@ class Visit:
             self.slots.crowded = True
             raise Trouble(wire.too_long(trio.current_time() - self.began))
         self._count_twice()
-        log.error("cog result lost", server=self.slots.server.name, webhooks_heard=self.heard > self.began)
+        log.error("cog result lost", server=self.slots.server.name, webhooks_heard=self.word)
         raise Trouble(wire.lost())
 
     # --- following: by the connection ------------------------------------------------------------------

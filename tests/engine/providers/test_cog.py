@@ -19,8 +19,8 @@ from tests.engine.providers.fake_cog import Plan
 from tests.real.cog.servers import events_of, provider_of, request
 
 QUICK = Patience(
-    answer=0.5, silence=0.1, illness=0.3, end=0.2, end_adopted=0.5, unclear=0.4, run=2.0, slot=0.4, slot_again=0.05,
-    cancel=0.5,
+    answer=0.5, silence=0.1, illness=0.3, end=0.2, end_adopted=0.5, unclear=0.4, deaf=0.3, run=2.0, slot=0.4,
+    slot_again=0.05, cancel=0.5,
 )  # fmt: skip
 
 
@@ -164,6 +164,20 @@ async def test_a_server_that_will_not_work_is_not_waited_for(health: str, status
     async with fake_cog.serving(plan) as cog, provider_of(cog, patience=QUICK) as (provider, _):
         last = failure(await events_of(provider, request()))
     assert (last.kind, last.code) == (FailureKind.RETRYABLE, "provider_unhealthy")
+
+
+async def test_a_server_that_lost_its_prediction_with_its_life_is_known_by_its_birth() -> None:
+    async with (
+        fake_cog.serving(Plan(pieces=["a"] * 50, pause=0.05)) as cog,
+        provider_of(cog, patience=QUICK) as (provider, _),
+        aclosing(provider.run(request())) as events,
+    ):
+        async for event in events:
+            if isinstance(event, TextDelta):
+                cog.crash()
+            last = event
+    assert isinstance(last, Failed)
+    assert (last.kind, last.code) == (FailureKind.RETRYABLE, "model_server_restarted")
 
 
 async def test_an_attempt_that_is_taken_up_again_never_asks() -> None:

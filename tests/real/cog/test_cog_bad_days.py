@@ -29,8 +29,8 @@ from web.settings import Settings
 
 pytestmark = pytest.mark.real
 QUICK = Patience(
-    answer=1.0, silence=0.3, illness=0.6, end=0.4, end_adopted=2.0, unclear=0.8, run=5.0, slot=0.5, slot_again=0.1,
-    cancel=1.0,
+    answer=1.0, silence=0.3, illness=0.6, end=3.0, end_adopted=3.0, unclear=1.0, deaf=1.0, run=20.0, slot=0.5,
+    slot_again=0.1, cancel=1.0,
 )  # fmt: skip
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(3_000_000)).decode()
 REFUSED = {"detail": [{"loc": ["body", "input", "steps"], "msg": "must be an integer", "type": "type_error"}]}
