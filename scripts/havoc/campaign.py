@@ -32,7 +32,7 @@ WATCHERS_WITHIN = 60.0
 TAKEN_AWAY = 60
 """Tasks that are taken at least in a minute without PostgreSQL."""
 IN_SYNC_WITHIN = 180.0
-"""Seconds in which all that was taken is stored when PostgreSQL is back; it takes a few, on a machine with much else to do many more."""
+"""Seconds in which all that was taken is stored when PostgreSQL is back; it takes a few on a machine of its own."""
 WELL_WITHIN = 10.0
 """Seconds that are given to it to be well again; then the next fault comes anyway."""
 SAID_WITHIN = 5.0
