@@ -77,7 +77,6 @@ AHEAD: LiteralString = """
     WHERE EXISTS (SELECT FROM task_events e WHERE e.task_id = known.id AND e.seq > known.seq)
 """
 
-KNOWN_PREDICTION: LiteralString = "SELECT 1 FROM predictions WHERE provider = %s AND external_id = %s"
 OPEN_PREDICTION: LiteralString = """
     SELECT id, task_id, attempt, provider, status, input, external_id, output, logs, metrics, error_message,
         extract(epoch FROM provider_started_at)::float8 AS started_at, held_by,
@@ -210,12 +209,6 @@ class PostgresTaskStore:
         async with self.pool.connection() as connection:
             cursor = await connection.execute(OPEN_ATTEMPTS, (list(attempts),))
             return frozenset([row[0] for row in await cursor.fetchall()])
-
-    async def knows_prediction(self, provider: str, external_id: str) -> bool:
-        """Whether an attempt of ours, of any task, has this prediction on record. Raises StorageDown."""
-        async with self.pool.connection() as connection:
-            cursor = await connection.execute(KNOWN_PREDICTION, (provider, external_id))
-            return await cursor.fetchone() is not None
 
 
 # --- from rows to states ----------------------------------------------------------------------------------

@@ -263,7 +263,7 @@ class Asker:
             "idempotency key": lambda: self.store.by_idempotency_key(self.user(), f"key-{self.dice.randrange(10**6)}"),
             "open prediction": lambda: self.store.open_prediction(pick(self.ids)),
             "open attempts": lambda: self.store.open_attempts(self.some_ids(200)),
-            "known prediction": lambda: self.store.knows_prediction("replicate", str(pick(self.names))),
+            "known prediction": lambda: bills.known("replicate", str(pick(self.names)), uuid4()),
             "recovery: two pages": self.unfinished,
             "logs that go on, of 1000": lambda: self.store.ahead(dict.fromkeys(self.some_ids(1000), 2)),
             "jobs: claim, settle, release": self.claim,

@@ -32,6 +32,7 @@ def environment(service: Service) -> dict[str, str]:
         "ELWIFT_REPLICATE_BASE_URL": service.url,
         "ELWIFT_REPLICATE_WEBHOOK_SECRETS": fake_replicate.SECRET,
         "ELWIFT_PUBLIC_URL": PUBLIC,
+        "ELWIFT_SHUTDOWN_TIMEOUT": "3",
     }
 
 
