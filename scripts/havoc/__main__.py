@@ -15,7 +15,6 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 from functools import partial
@@ -48,7 +47,6 @@ def parse(arguments: list[str] | None = None) -> tuple[Options, bool]:
 
 def main() -> int:
     options, keep = parse()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # so that nothing is left behind
     folder = Path(tempfile.mkdtemp(prefix="elwift-chaos-"))
     os.chmod(folder, 0o755)  # PostgreSQL must reach it as another user when we are root
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -267,6 +268,14 @@ class Campaign:
         ]
 
 
+async def _stop_when_told(campaign: Campaign, scope: trio.CancelScope) -> None:
+    """Ends the run in order: a server, its PostgreSQL and a mount would be left behind."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            campaign.complain("the run was stopped before its end")
+            scope.cancel()
+
+
 async def run_campaign(options: Options, folder: Path) -> Sequence[str]:
     """Runs in `folder`; the promises that were broken. Raises ServerFailed when the server never came up."""
     chance = random.Random(options.seed)
@@ -281,6 +290,7 @@ async def run_campaign(options: Options, folder: Path) -> Sequence[str]:
         victim = Victim(folder / "data", nursery, environment)
         campaign = Campaign(options, chance, victim, disk, service)
         print(disk.words if disk else "no file system may be mounted here: the disk is not filled", file=sys.stderr)
+        nursery.start_soon(_stop_when_told, campaign, nursery.cancel_scope)
         try:
             await campaign.run()
         finally:
