@@ -64,7 +64,7 @@ class Story:
 
     async def settled(self) -> None:
         """Waits until nothing is left to do."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while await trio.to_thread.run_sync(unfinished, self.conninfo):  # noqa: ASYNC110 - the rows are looked at
                 await trio.sleep(0.05)
 
@@ -120,7 +120,7 @@ async def die_at(story: Story, point: str) -> None:
     """Starts a server, has it do something, and waits until it has died of it."""
     at_start = point in AT_START or point == BY_ANOTHER
     async with story.server(point + "!" * at_start, "other" if point == BY_ANOTHER else "data") as process:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             if not at_start:
                 url = await url_of(process)
                 await story.settled()
