@@ -7,10 +7,13 @@ many tasks (500), watched by clients in a third one over real sockets, ten tasks
 are the real ones. `token_us` is the server process's own CPU for a token, over six seconds in which all streams run;
 `token_lag_…` the time from a token's sending by the service to its arrival at its client, in the same seconds: were the
 server falling behind, the lag would grow to seconds. The clients check that no token was lost. The peers are relays as
-one would write them with httpx or the openai package on uvicorn and Starlette, in the same place; CPU for each token
-that they delivered. `first_token_added_p50_ms` is the whole time from POST to the first text on the socket, one task at
-a time, while the service answers at once. Webhooks are signed as Replicate's are, each a delivery of its own, and
-counted when they are answered, which is when they are in the database.
+one would write them with httpx or the openai package on uvicorn and Starlette, in the same place, with 100 streams at
+most, for a core does not bear many more of theirs; CPU for each token that they delivered.
+
+`first_token_added_p50_ms` is the whole time from POST to the first text on the socket, one task at a time, while the
+service answers at once. Webhooks are signed as Replicate's are, each a delivery of its own, and counted when they are
+answered, which is when they are in the database. All this wants two cores of its own: what other programs take of them
+shows as lag.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from scripts.server import ServerProcess, serving
 
 HERE = Path(__file__).parent
 STREAMS, RATE, WINDOW = 500, 50.0, 6.0
+PEER_STREAMS = 100
 FIRSTS = 41
 WEBHOOKS, WEBHOOKS_AT_ONCE = 3000, 64
 SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes ...").decode()
@@ -199,7 +203,10 @@ async def peers(llm: str, streams: int) -> dict[str, Load]:
     for kind in ("httpx", "openai") if python else ():
         async with child(str(python), str(HERE / "_providers_peers.py"), kind, llm) as lines:
             url = f"http://127.0.0.1:{await said(lines)}"
-            found[f"{kind}_relay"] = await tokens(url, "relay", lines.pid, streams)
+            try:
+                found[f"{kind}_relay"] = await tokens(url, "relay", lines.pid, min(streams, PEER_STREAMS))
+            except (AssertionError, trio.TooSlowError) as problem:
+                print(f"the peer {kind} was left out: {problem}", file=sys.stderr)
     return found
 
 
