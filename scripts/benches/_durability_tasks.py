@@ -148,16 +148,17 @@ FILL: LiteralString = """
     SELECT t.id, 1, 'created', 0, 'user', jsonb_build_object('user', 'bench', 'model_id', t.model_id, 'model', t.model,
         'provider', t.provider, 'input', t.input, 'job_id', t.job_id), t.created_at
     FROM tasks t JOIN born USING (id);
-    INSERT INTO jobs (id, worker, task_id, user_key, args)
-    SELECT b.job, 'task', b.id, 'bench', jsonb_build_object('task_id', b.id) FROM born b;
+    INSERT INTO jobs (id, worker, task_id, user_key, args, home)
+    SELECT b.job, 'task', b.id, 'bench', jsonb_build_object('task_id', b.id), '{home}' FROM born b;
     DROP TABLE born;
     ANALYZE
 """
 
 
-def fill(conninfo: str, tasks: int) -> None:
-    """So many unfinished tasks with their jobs, as accepting them leaves them."""
+def fill(conninfo: str, tasks: int, home: str) -> None:
+    """So many unfinished tasks with their jobs, as accepting them leaves them on the server called `home`."""
     query = FILL.replace("{tasks}", str(tasks)).replace("{input}", '{"steps": 24, "interval": 3600.0}')
+    query = query.replace("{home}", home)
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute(query.encode())
 

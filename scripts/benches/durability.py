@@ -65,10 +65,10 @@ async def with_application(data_dir: Path, parts: list[str], tasks: int) -> None
             await application.queues.pause(queue)
         pool = application.persistence.pool
         if "stalls" in parts:
-            await trio.to_thread.run_sync(fill, pool.conninfo, 1000)
+            await trio.to_thread.run_sync(fill, pool.conninfo, 1000, application.queues.node)
             show(await stalls(application, tasks // 10))
         if "snapshots" in parts:
-            await trio.to_thread.run_sync(fill, pool.conninfo, tasks)
+            await trio.to_thread.run_sync(fill, pool.conninfo, tasks, application.queues.node)
             show(await snapshots(pool, (await all_unfinished(pool, application))[:tasks]))
         if "jobs" in parts:
             show(await trio.to_thread.run_sync(measure, pool.conninfo, tasks // 10))
@@ -77,7 +77,7 @@ async def with_application(data_dir: Path, parts: list[str], tasks: int) -> None
 async def with_recovery(data_dir: Path, tasks: int) -> None:
     """Fills the database, then starts and kills the server as a process."""
     async with running(settings(data_dir)) as application:
-        await trio.to_thread.run_sync(fill, application.persistence.pool.conninfo, tasks)
+        await trio.to_thread.run_sync(fill, application.persistence.pool.conninfo, tasks, application.queues.node)
     show(await recovery(data_dir, tasks, kills=3))
 
 
