@@ -1,4 +1,4 @@
-"""When a prediction of Replicate's is asked for, for how long it is waited for, and when nothing more is to be hoped."""
+"""When a prediction of Replicate's is asked for, how long it is waited for, and when it is given up."""
 
 from __future__ import annotations
 
