@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from socket import create_server
@@ -23,6 +23,7 @@ from engine.providers.cog import Cog, Patience
 from engine.providers.cog_wire import Server
 from engine.providers.protocol import ProviderEvent, ProviderRequest
 from engine.providers.replicate_wire import read_prediction
+from scripts.server import ServerProcess, launch
 from tests.engine.providers import raw_http
 from tests.engine.providers.fake_cog import FakeCog
 from tests.engine.providers.raw_http import Reply, Request
@@ -35,6 +36,9 @@ COG = "cog==0.23.1"
 def cog_python() -> Path:
     """An interpreter with Cog."""
     return python_with(COG)
+
+
+Launch = Callable[..., Awaitable[ServerProcess]]
 
 
 @define(eq=False)
@@ -130,3 +134,23 @@ async def events_of(provider: Cog, wanted: ProviderRequest) -> list[ProviderEven
     with trio.fail_after(30):
         async with aclosing(provider.run(wanted)) as events:
             return [event async for event in events]
+
+
+@asynccontextmanager
+async def launcher(data_dir: Path, **environment: str) -> AsyncIterator[Launch]:
+    """Starts the whole server as a process, one life after another; whichever is left at the end is killed."""
+    lives: list[ServerProcess] = []
+    async with trio.open_nursery() as nursery:
+
+        async def start(*arguments: str) -> ServerProcess:
+            lives.append(await launch(nursery, data_dir, *arguments, environment=environment))
+            return lives[-1]
+
+        try:
+            yield start
+        finally:
+            with trio.CancelScope(shield=True):
+                for life in lives:
+                    if life.process.returncode is None:
+                        await life.kill()
+            nursery.cancel_scope.cancel()

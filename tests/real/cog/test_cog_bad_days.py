@@ -19,10 +19,9 @@ from engine.providers.cog import Patience
 from engine.providers.protocol import Finished, TextDelta
 from engine.tasks.state import Status
 from scripts.http_client import HttpClient, http_client
-from scripts.server import launch
 from tests.engine.providers import fake_cog
 from tests.engine.providers.fake_cog import FakeCog, Plan
-from tests.real.cog.servers import events_of, request
+from tests.real.cog.servers import events_of, launcher, request
 from web.application import Application
 from web.serve import running
 from web.settings import Settings
@@ -255,9 +254,11 @@ async def test_a_prediction_outlives_two_lives_of_the_server_and_is_taken_up_by_
     long, short = Plan(pieces=["a ", "b ", "c ", "d "], pause=2.0), Plan(pieces=["e ", "f "], pause=0.7)
     with create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    async with fake_cog.serving(long) as slow, fake_cog.serving(short) as quick, trio.open_nursery() as nursery:
-        environment = {"ELWIFT_LOCAL_MODEL": "false", "ELWIFT_COG_URLS": f"slow={slow.url},quick={quick.url}"}
-        server = await launch(nursery, data_dir, "--port", port, environment=environment)
+    async with AsyncExitStack() as stack:
+        slow, quick = [await stack.enter_async_context(fake_cog.serving(plan)) for plan in (long, short)]
+        urls = f"slow={slow.url},quick={quick.url}"
+        start = await stack.enter_async_context(launcher(data_dir, ELWIFT_LOCAL_MODEL="false", ELWIFT_COG_URLS=urls))
+        server = await start("--port", port)
         tasks = []
         async with http_client(server.url, 2) as http:
             for name in ("slow", "quick"):
@@ -270,11 +271,11 @@ async def test_a_prediction_outlives_two_lives_of_the_server_and_is_taken_up_by_
         assert await server.terminate() == 0
         while quick.running:  # noqa: ASYNC110 - the model runs in its own time
             await trio.sleep(0.05)
-        server = await launch(nursery, data_dir, "--port", port, environment=environment)
+        server = await start("--port", port)
         async with http_client(server.url, 2) as http:
             await begun(http, tasks[:1])
         await server.kill()
-        server = await launch(nursery, data_dir, "--port", port, environment=environment)
+        server = await start("--port", port)
         async with http_client(server.url, 2) as http:
             with trio.fail_after(60):
                 found = [(task["status"], task["response"]) for task in [await over(http, task) for task in tasks]]

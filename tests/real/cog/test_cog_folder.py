@@ -23,8 +23,7 @@ from engine.providers.cog import Cog
 from engine.providers.cog_server import CogFolder, cog_folder, live_once, lives
 from engine.providers.protocol import Failed, FailureKind
 from scripts.http_client import HttpClient, http_client
-from scripts.server import launch
-from tests.real.cog.servers import MODELS, cog_python, events_of, request
+from tests.real.cog.servers import MODELS, cog_python, events_of, launcher, request
 
 pytestmark = pytest.mark.real
 STUCK = """
@@ -78,8 +77,8 @@ async def test_a_model_in_a_folder_is_served_and_comes_back_and_ends_with_a_kill
     data_dir: Path, folder: Path
 ) -> None:
     environment = {"ELWIFT_LOCAL_MODEL": "false", "ELWIFT_COG_FOLDERS": f"mine={folder}"}
-    async with trio.open_nursery() as nursery:
-        server = await launch(nursery, data_dir, environment=environment)
+    async with launcher(data_dir, **environment) as start:
+        server = await start()
         async with http_client(server.url, 1) as http:
             status, answer = await http.post("/api/models", ROW)
             assert status == 201, answer
