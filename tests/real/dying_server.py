@@ -88,7 +88,7 @@ def pruning() -> None:
 
 
 POINTS: dict[str, Callable[[], None]] = {
-    "a task's entry is built and not committed": lambda: after(batch, "insert_jobs", lambda new: True),
+    "a task's entry is built and not committed": lambda: after(batch, "send_jobs", lambda sent: True),
     "a task is committed and not acknowledged": lambda: before(
         Queues, "inserted", lambda _, job, receipt: isinstance(receipt, Committed)
     ),
