@@ -24,4 +24,3 @@ def test_tasks_that_wait_end_before_sockets_do() -> None:
     assert [decide(policy, 860) for policy in (tasks, sockets)] == [Action.END, Action.HIBERNATE]
     assert [decide(policy, 1000) for policy in (tasks, sockets)] == [Action.END, Action.END]
     assert (tasks.kinds, sockets.kinds) == ({"TaskServer"}, {"Socket"})
-

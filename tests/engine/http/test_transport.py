@@ -279,11 +279,10 @@ async def test_the_last_bytes_after_the_last_word_do_not_cost_the_connection(htt
 
     async with serving(script) as served:
         for _ in range(2):
-            async with http.stream("GET", served.url) as response:
-                async with aclosing(response.aiter_bytes()) as pieces:
-                    await anext(pieces)
-                    read.release()
-                    await said.acquire()
+            async with http.stream("GET", served.url) as response, aclosing(response.aiter_bytes()) as pieces:
+                await anext(pieces)
+                read.release()
+                await said.acquire()
         assert len(served.peers) == 1
 
 
