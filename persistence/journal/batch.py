@@ -192,7 +192,8 @@ class Writer:
         """Finds out what became of the transaction whose COMMIT got no answer; False: it is still going on.
 
         One that the server cannot tell of any more counts as not committed: writing again is harmless, since rows
-        that are there already are recognised.
+        that are there already are recognised. And its word is not enough: in a crash PostgreSQL forgets the numbers of
+        transactions that had not reached its log, and gives them to others. A row of the batch has to be there.
         """
         try:
             cursor = await connection.execute("SELECT pg_xact_status(%s::xid8)", (transaction,))
@@ -202,7 +203,7 @@ class Writer:
         if row and row[0] == "in progress":
             return False
         self._unsure = None
-        if row and row[0] == "committed":
+        if row and row[0] == "committed" and Committed() in await examine(connection, batch, set()):
             await self._settle_all(batch)
         return True
 

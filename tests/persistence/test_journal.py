@@ -13,7 +13,9 @@ from engine.jobs.job import Cancel, Complete, Fence, JobChange, NewJob
 from engine.ports import Buffered, Committed, Duplicate, Entry, JournalFull, PredictionChange, Receipt, Refused
 from engine.tasks.events import Output
 from persistence.connection import TrioConnection
+from persistence.journal.batch import Writer
 from persistence.journal.journal import CAUGHT_UP, PostgresJournal
+from persistence.journal.rows import Pending, prepare
 from persistence.pool import Pool
 from persistence.store import PostgresTaskStore
 from tests.persistence.entries import Completed, OutputStored, Requeued, Responded, Story
@@ -515,6 +517,28 @@ async def test_a_commit_whose_answer_was_lost_is_not_written_twice(
     assert receipts == [Committed()]
     assert await store.load(story.task_id) == story.state
     assert await count(database, "SELECT count(*) FROM jobs") == 1
+
+
+async def test_the_number_of_a_lost_transaction_that_another_has_now_proves_nothing(
+    database: Pool, store: PostgresTaskStore
+) -> None:
+    """PostgreSQL forgets in a crash which numbers it gave to transactions that had not reached its log."""
+    story, told = Story(), list[Receipt]()
+    pending = prepare(story.begin(), told.append)
+
+    def settle(pending: Pending, receipt: Receipt) -> None:
+        pending.settled = True
+        told.append(receipt)
+
+    async with database.connection() as connection:
+        async with connection.transaction():
+            row = await (await connection.execute("SELECT pg_current_xact_id()::text")).fetchone()
+        assert row
+        writer = Writer([pending], settle)
+        writer._unsure = (row[0], [pending])
+        assert await writer.write(connection)
+    assert told == [Committed()]
+    assert await store.load(story.task_id) == story.state
 
 
 async def test_a_submitter_that_fails_on_its_receipt_harms_nobody(journal: PostgresJournal) -> None:
