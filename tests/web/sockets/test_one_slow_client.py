@@ -55,19 +55,15 @@ async def test_one_slow_client_slows_nobody_and_never_grows(lossy: bool) -> None
         slow = await Shy.connect(server.line.url)
         await slow.say("1", "1", T, "phx_join", {})
         (slow_member,) = server.roster
-        done = [trio.Event() for _ in range(HEALTHY)]
-        joined = [trio.Event() for _ in range(HEALTHY)]
-        for ready, end in zip(joined, done, strict=True):
-            nursery.start_soon(healthy, server, ready, end)
-        for ready in joined:
-            await ready.wait()
+        send, got = trio.open_memory_channel[None](HEALTHY)
+        for _ in range(HEALTHY):
+            nursery.start_soon(healthy, server, send)
         with trio.fail_after(60):
+            await everybody(got)  # has joined
             for n in range(ROUNDS):
                 tell_all(server, n, lossy)
                 await slow.stream.receive_some(1024)
-                await trio.lowlevel.checkpoint()
-            for end in done:
-                await end.wait()
+                await everybody(got)
         if lossy:
             assert not slow_member.closed
             assert slow_member._queued < 2 * settings.high_water
@@ -87,12 +83,18 @@ def tell_all(server: Server, n: int, lossy: bool) -> None:
             member.lane.push(Event(T, "durable_thing", {"n": n, "text": CHUNK * 12}))
 
 
-async def healthy(server: Server, ready: trio.Event, end: trio.Event) -> None:
+async def healthy(server: Server, tell: trio.MemorySendChannel[None]) -> None:
+    """A client that reads all at once; says when it has joined, and after each round."""
     async with server.connect() as client:
         await ask(client, "1", "1", T, "phx_join", {})
-        ready.set()
-        while True:
-            _, _, _, event, payload = await client.receive()
-            if event in ("progress", "durable_thing") and payload["n"] == ROUNDS - 1:
-                break
-        end.set()
+        await tell.send(None)
+        for n in range(ROUNDS):
+            while (frame := await client.receive())[3] not in ("progress", "durable_thing"):
+                pass
+            assert frame[4]["n"] == n
+            await tell.send(None)
+
+
+async def everybody(got: trio.MemoryReceiveChannel[None]) -> None:
+    for _ in range(HEALTHY):
+        await got.receive()
