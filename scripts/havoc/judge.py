@@ -85,6 +85,8 @@ def _may_fail(wish: Wish, code: str, store_failed: bool) -> bool:
     match code:
         case "store_failed":
             return store_failed and bool(wish.outputs)
+        case "cancelled":  # ordered, and the prediction was stopped, before a crash undid what was in memory only
+            return "cancelled" in wish.ends and bool(wish.outputs)
         case _:
             return "failed" in wish.ends and code == wish.failure
 

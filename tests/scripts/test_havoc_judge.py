@@ -119,6 +119,12 @@ def test_a_full_disk_excuses_an_output_that_could_not_be_stored_and_nothing_else
     assert list(judge.of_outcome(evolve(WISH, outputs=()), failed("store_failed"), True))
 
 
+def test_a_prediction_that_was_stopped_by_an_order_that_a_crash_undid_may_fail_its_task() -> None:
+    stopped = {**DONE, "status": "failed", "error": {"code": "cancelled"}}
+    assert list(judge.of_outcome(WISH, stopped, False))
+    assert not list(judge.of_outcome(evolve(WISH, ends=WISH.ends | {"cancelled"}), stopped, False))
+
+
 # --- acknowledgements -------------------------------------------------------------------------------------
 
 
