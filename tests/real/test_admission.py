@@ -23,7 +23,7 @@ SLOTS = 4
 SECONDS = (0.1, 0.2, 0.3, 0.5)
 """How long tasks take: with four slots, some fourteen can be done in a second."""
 RATE = 14.0
-LINE = 30
+LINE = 45
 
 
 @frozen
