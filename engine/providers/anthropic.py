@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import anthropic
-import httpx2
 import msgspec
 
 from engine.providers.failures import classify
@@ -17,7 +16,6 @@ from engine.providers.llm import THINKING, chosen, cut_short, declined, decoded,
 from engine.providers.protocol import Finished, ProviderEvent, ProviderRequest, TextDelta, UsageReported
 from engine.providers.sdk import SdkProvider
 from engine.providers.sse import ServerSentEvent
-from engine.providers.streaming import Deadlines
 from engine.tasks.events import Usage
 
 PASSED_ON = ("temperature", "top_p", "top_k", "stop_sequences")
@@ -37,24 +35,11 @@ STATUS_OF = {
 
 
 class Anthropic(SdkProvider):
-    """The provider. `base_url` is for gateways and tests, empty: the service's own; `http` for shared connections."""
+    """The provider."""
 
     name = "anthropic"
     library = anthropic
-
-    def __init__(
-        self,
-        api_key: str,
-        base_url: str = "",
-        deadlines: Deadlines | None = None,
-        http: httpx2.AsyncClient | None = None,
-    ) -> None:
-        deadlines = deadlines or Deadlines()
-        timeout = httpx2.Timeout(None, connect=deadlines.connect, pool=deadlines.connect)
-        client = anthropic.AsyncAnthropic(
-            api_key=api_key, base_url=base_url or None, max_retries=0, timeout=timeout, http_client=http
-        )
-        super().__init__(client, deadlines)
+    client_class = anthropic.AsyncAnthropic
 
     def _ask(self, request: ProviderRequest) -> Awaitable[Any]:
         raw: Awaitable[Any] = self._client.messages.with_raw_response.create(**body(request), stream=True)

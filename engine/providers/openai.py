@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
-import httpx2
 import msgspec
 import openai
 
@@ -18,7 +17,6 @@ from engine.providers.llm import THINKING, chosen, cut_short, declined, decoded,
 from engine.providers.protocol import Finished, ProviderEvent, ProviderRequest, TextDelta
 from engine.providers.sdk import SdkProvider
 from engine.providers.sse import ServerSentEvent
-from engine.providers.streaming import Deadlines
 from engine.tasks.events import Usage
 
 PASSED_ON = ("temperature", "top_p", "reasoning", "text")
@@ -33,24 +31,11 @@ STATUS_OF = {
 
 
 class OpenAI(SdkProvider):
-    """The provider. `base_url` is for gateways and tests, empty: the service's own; `http` for shared connections."""
+    """The provider."""
 
     name = "openai"
     library = openai
-
-    def __init__(
-        self,
-        api_key: str,
-        base_url: str = "",
-        deadlines: Deadlines | None = None,
-        http: httpx2.AsyncClient | None = None,
-    ) -> None:
-        deadlines = deadlines or Deadlines()
-        timeout = httpx2.Timeout(None, connect=deadlines.connect, pool=deadlines.connect)
-        client = openai.AsyncOpenAI(
-            api_key=api_key, base_url=base_url or None, max_retries=0, timeout=timeout, http_client=http
-        )
-        super().__init__(client, deadlines)
+    client_class = openai.AsyncOpenAI
 
     def _ask(self, request: ProviderRequest) -> Awaitable[Any]:
         raw: Awaitable[Any] = self._client.responses.with_raw_response.create(**body(request), stream=True)

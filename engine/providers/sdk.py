@@ -21,14 +21,29 @@ from engine.providers.streaming import Deadlines, Response, error_in, retry_afte
 
 
 class SdkProvider:
-    """Subclass it with `name`, `library`, `_ask` and `_reader`. It closes `client` with itself."""
+    """Subclass it with `name`, `library`, `client_class`, `_ask` and `_reader`.
+
+    `base_url` is for gateways and tests, empty: the service's own; `http` for shared connections. The client is closed
+    with the provider.
+    """
 
     name: str
     library: ModuleType
+    client_class: type[Any]
 
-    def __init__(self, client: Any, deadlines: Deadlines | None = None) -> None:
-        self._client = client
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str = "",
+        deadlines: Deadlines | None = None,
+        http: httpx2.AsyncClient | None = None,
+    ) -> None:
         self._deadlines = deadlines or Deadlines()
+        connect = self._deadlines.connect
+        timeout = httpx2.Timeout(None, connect=connect, pool=connect)
+        self._client = self.client_class(
+            api_key=api_key, base_url=base_url or None, max_retries=0, timeout=timeout, http_client=http
+        )
 
     def run(self, request: ProviderRequest) -> AsyncGenerator[ProviderEvent, None]:
         """Runs one attempt; see the Protocol."""
