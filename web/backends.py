@@ -211,8 +211,12 @@ def _replicate_files(settings: Settings) -> Policy:
     own = urlsplit(settings.replicate_base_url)
     if own.hostname:
         hosts.append(f"{own.hostname}:{own.port or (443 if own.scheme == 'https' else 80)}")
-    named = tuple(host for host in hosts if ":" not in host)
-    return Policy((*OUTPUT_HOSTS, *named), tuple(host for host in hosts if ":" in host))
+    return _policy(*OUTPUT_HOSTS, *hosts)
+
+
+def _policy(*hosts: str) -> Policy:
+    """Files may come from these hosts; one with a port is a server of one's own."""
+    return Policy(tuple(host for host in hosts if ":" not in host), tuple(host for host in hosts if ":" in host))
 
 
 def _add_cog(found: Backends, settings: Settings, webhook: Callable[[UUID], str]) -> None:
@@ -230,9 +234,7 @@ def _add_cog(found: Backends, settings: Settings, webhook: Callable[[UUID], str]
     found.slots |= {f"{Cog.name}-{server.name}": server.slots or UNKNOWN_SLOTS for server in servers}
     found.cog = Cog(found.http, servers, webhook)
     found.providers["cog"] = [found.cog]
-    hosts = _each(settings.cog_output_hosts)
-    policy = Policy(tuple(host for host in hosts if ":" not in host), tuple(host for host in hosts if ":" in host))
-    found.fetchers["cog"] = Fetcher(policy)
+    found.fetchers["cog"] = Fetcher(_policy(*_each(settings.cog_output_hosts)))
     found.closing.append(found.fetchers["cog"].aclose)
 
 

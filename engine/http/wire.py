@@ -27,13 +27,7 @@ class Wire:
         """The TLS handshake. Raises OSError (ssl.SSLError) when it fails."""
         secured = context.wrap_socket(self._sock, server_hostname=hostname, do_handshake_on_connect=False)
         self._sock = secured
-        while True:
-            try:
-                return secured.do_handshake()
-            except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(secured)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(secured)
+        await handshake(secured)
 
     def receive(self) -> bytes | None:
         """All that has arrived, up to about CHUNK; empty at the end, None when there is nothing yet. Raises OSError."""
@@ -104,3 +98,14 @@ async def dial(host: str, port: int, context: ssl.SSLContext | None, hostname: s
         wire.close()
         raise
     return wire
+
+
+async def handshake(secured: ssl.SSLSocket) -> None:
+    """The TLS handshake of either side on a non-blocking socket. Raises OSError (ssl.SSLError) when it fails."""
+    while True:
+        try:
+            return secured.do_handshake()
+        except ssl.SSLWantReadError:
+            await trio.lowlevel.wait_readable(secured)
+        except ssl.SSLWantWriteError:
+            await trio.lowlevel.wait_writable(secured)

@@ -2,7 +2,7 @@
 
 `recv` and `send` never wait; `readable` and `writable` do, and can be cancelled at any time without losing a byte.
 That is why this is no trio stream: a WebSocket's frames are written by whoever has them, from plain functions.
-Imports nothing of ours.
+Imports the TLS handshake of `engine.http`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import ssl
 from collections.abc import Callable
 
 import trio
+
+from engine.http.wire import handshake
 
 NOT_SENT_LOW_WATER = 128 * 1024
 """Bytes the kernel may hold unsent: a client that does not read is felt here, not megabytes later."""
@@ -41,13 +43,7 @@ class Wire:
         """The TLS handshake. Raises OSError (ssl.SSLError) when it fails; the caller bounds its time."""
         secured = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
         self.sock = secured
-        while True:
-            try:
-                return secured.do_handshake()
-            except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(secured)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(secured)
+        await handshake(secured)
 
     @property
     def secured(self) -> bool:
